@@ -1,0 +1,233 @@
+"""Distributed Skellam noise: every client adds a share, and the sum of the shares that survive is the noise of the
+release.
+
+Rules:
+
+- Integers carry the guarantee. A unit's integer vector has exact norm <= `int_bound` before a share is added
+  (`dp.encoding` checks it).
+- The law is closed under addition: independent Skellam shares sum to Skellam noise whose variance is the sum. So
+  dropout and collusion change the variance and nothing else, and a share is never a continuous sample that is rounded
+  afterwards.
+- Shares are sized for the worst round that is accepted: `min_survivors` contribute and `max_colluders` of them hand
+  their shares to the adversary. Dividing by all clients instead would void the claim with the first dropout.
+- Amplification only from a draw that stays inside the client (`RecordLevel`). The server of a secure aggregation knows
+  the cohort, so `ClientLevel` is accounted at rate 1 and no parameter exists that could say otherwise.
+- What leaves here is `NoisedIntegers`. It is built nowhere else, so a vector without noise cannot be passed where that
+  type is asked for.
+
+Source: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021.
+"""
+
+import math
+from dataclasses import InitVar, dataclass
+from fractions import Fraction
+from typing import NoReturn
+
+import numpy as np
+
+from .accounting import SMALLEST_RATE, SkellamEvent, epsilon
+from .encoding import MAX_INT_BOUND
+from .errors import CapacityError, UnaccountableError, UnsafeUpdateError
+from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_skellam
+from .units import ClientLevel, RecordLevel
+
+# A share thousands of steps wide has no privacy left to gain from finer steps; wider ones only make room for larger
+# vectors.
+SHARE_STDDEVS = (4096, 8192, 16384, 32768, MAX_STDDEV)
+# With int_bound >= 8 sqrt(dimension), stochastic rounding adds under half a percent to a clipped unit's norm.
+ROUNDING_HEADROOM = 8
+
+_SEAL = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedSkellam:
+    """One round's release: a sum of bounded integer vectors plus one Skellam share per surviving client.
+
+    Guarantee: as `event` states it, against anybody who sees the sum and knows the shares of up to `max_colluders`
+        survivors.
+
+    Attributes:
+        int_bound: L2 norm bound B of one unit's integer vector, >= 1.
+        share_variance: variance per coordinate of one client's share, in (0, 65536^2].
+        dimension: coordinates of the vector, >= 1.
+        clients: clients invited to a round.
+        min_survivors: fewest contributions that a round accepts, <= `clients`.
+        max_colluders: clients that may work with the adversary, >= 0; `min_survivors - max_colluders` >= 2.
+        sampling_rate: rate of the secret per-record draw inside each client, in [2^-64, 1]; 1 without one.
+
+    Raises:
+        ValueError: a value is outside its bound; the message names both.
+    """
+
+    int_bound: int
+    share_variance: Fraction
+    dimension: int
+    clients: int
+    min_survivors: int
+    max_colluders: int
+    sampling_rate: Fraction
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("int_bound", 1),
+            ("dimension", 1),
+            ("clients", 2),
+            ("min_survivors", 2),
+            ("max_colluders", 0),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+        if not 0 < self.share_variance <= MAX_STDDEV**2:
+            raise ValueError(f"share_variance must be in (0, {MAX_STDDEV}^2], got {self.share_variance}")
+        if self.min_survivors > self.clients:
+            raise ValueError(f"min_survivors must be <= clients = {self.clients}, got {self.min_survivors}")
+        if self.min_survivors - self.max_colluders < 2:
+            raise ValueError(
+                f"min_survivors - max_colluders must be >= 2, got {self.min_survivors} - {self.max_colluders}: "
+                "one honest client alone has nobody to share the noise with"
+            )
+        if not SMALLEST_RATE <= self.sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be in [2^-64, 1], got {self.sampling_rate}")
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the guaranteed noise over `int_bound`, comparable to z of a central Gaussian mechanism."""
+        return math.sqrt((self.min_survivors - self.max_colluders) * self.share_variance) / self.int_bound
+
+    def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
+        """One client's share: int64[dimension], mean 0, variance `share_variance` per coordinate. A release needs a fresh one."""
+        return sample_skellam(self.dimension, variance=self.share_variance, rand=rand)
+
+    def privatize(self, integers: Int64Vector, *, rand: RandomBytes) -> "NoisedIntegers":
+        """Adds one noise share.
+
+        Args:
+            integers: int64[dimension], the encoded unit (or the sum of encoded records); left unchanged.
+            rand: secure bytes for the share.
+
+        Returns:
+            The sum, read-only.
+
+        Raises:
+            UnsafeUpdateError: wrong dtype or shape, or an entry of magnitude >= 2^62, where adding noise might wrap.
+        """
+        if integers.dtype != np.int64 or integers.shape != (self.dimension,):
+            raise UnsafeUpdateError(
+                f"integers must be int64[{self.dimension}], got {integers.dtype}{list(integers.shape)}"
+            )
+        if integers.max() >= 2**62 or integers.min() <= -(2**62):
+            raise UnsafeUpdateError("integers must have magnitude < 2^62")
+        return NoisedIntegers(vector=integers + self.noise_share(rand=rand), mechanism=self, seal=_SEAL)
+
+    def event(self, *, survivors: int, colluders: int | None = None) -> SkellamEvent:
+        """The release of a round to which `survivors` contributed, `colluders` of them (default `max_colluders`) with
+        known shares.
+
+        Raises:
+            UnaccountableError: fewer survivors than a round accepts.
+            ValueError: more survivors than clients, or `colluders` not in [0, survivors).
+        """
+        colluders = self.max_colluders if colluders is None else colluders
+        if survivors < self.min_survivors:
+            raise UnaccountableError(
+                f"survivors must be >= min_survivors = {self.min_survivors}, got {survivors}: the round is void"
+            )
+        if survivors > self.clients:
+            raise ValueError(f"survivors must be <= clients = {self.clients}, got {survivors}")
+        if not 0 <= colluders < survivors:
+            raise ValueError(f"colluders must be in [0, survivors = {survivors}), got {colluders}")
+        return self.event_with(honest=survivors - colluders)
+
+    def event_with(self, *, honest: int) -> SkellamEvent:
+        """The release when exactly `honest` (>= 1) shares are unknown to the adversary; says nothing about whether that is accepted."""
+        return SkellamEvent(
+            l2_squared=Fraction(self.int_bound**2),
+            l1=Fraction(_l1_bound(self.int_bound, self.dimension)),
+            variance=honest * self.share_variance,
+            dimension=self.dimension,
+            sampling_rate=self.sampling_rate,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class NoisedIntegers:
+    """An integer vector that carries its noise share. Only `DistributedSkellam.privatize` makes one.
+
+    It prints as its type alone and cannot be pickled or copied: it is a client's contribution, to be masked and sent
+    once.
+
+    Attributes:
+        vector: int64[dimension], read-only.
+        mechanism: the mechanism whose share was added.
+
+    Raises:
+        TypeError: built outside `privatize`, or pickled.
+    """
+
+    vector: Int64Vector
+    mechanism: DistributedSkellam
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise TypeError("NoisedIntegers is built by DistributedSkellam.privatize only")
+        self.vector.setflags(write=False)
+
+    def __repr__(self) -> str:
+        return "NoisedIntegers"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("NoisedIntegers cannot be pickled or copied")
+
+
+def calibrate(
+    unit: ClientLevel | RecordLevel, *, dimension: int, clients: int, min_survivors: int, max_colluders: int
+) -> DistributedSkellam:
+    """The mechanism with the finest resolution of the update whose guaranteed epsilon over `unit.rounds` is within
+    `unit.epsilon`.
+
+    The share's standard deviation is the smallest of `SHARE_STDDEVS` that leaves `int_bound` >= 8 sqrt(dimension);
+    `int_bound` is then the largest (up to the encoder's limit) that keeps the budget with `min_survivors -
+    max_colluders` honest shares. Searching over integers errs on the safe side: the budget is kept exactly, not up to a
+    tolerance.
+
+    Raises:
+        ValueError: an argument is outside its bound.
+        CapacityError: no such `int_bound` within the largest share; the message names what would help.
+    """
+    needed = math.isqrt(ROUNDING_HEADROOM**2 * dimension - 1) + 1
+
+    def release(int_bound: int, stddev: int) -> DistributedSkellam:
+        return DistributedSkellam(
+            int_bound=int_bound,
+            share_variance=Fraction(stddev**2),
+            dimension=dimension,
+            clients=clients,
+            min_survivors=min_survivors,
+            max_colluders=max_colluders,
+            sampling_rate=unit.exact_rate if isinstance(unit, RecordLevel) else Fraction(1),
+        )
+
+    def within_budget(int_bound: int, stddev: int) -> bool:
+        event = release(int_bound, stddev).event(survivors=min_survivors)
+        return epsilon({event: unit.rounds}, delta=unit.delta) <= unit.epsilon
+
+    for stddev in SHARE_STDDEVS:
+        if within_budget(needed, stddev):
+            low, high = needed, MAX_INT_BOUND + 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if within_budget(middle, stddev) else (low, middle)
+            return release(low, stddev)
+    raise CapacityError(
+        f"int_bound must be >= 8 sqrt(dimension) = {needed}, and no such bound keeps epsilon {unit.epsilon} over {unit.rounds} rounds with "
+        f"{min_survivors - max_colluders} honest shares of stddev {SHARE_STDDEVS[-1]}: raise epsilon or min_survivors, lower rounds, "
+        "or train fewer parameters"
+    )
+
+
+def _l1_bound(int_bound: int, dimension: int) -> int:
+    """Largest L1 norm of an integer vector with L2 norm <= int_bound: at most sqrt(d) B, and at most B^2 since |x| <= x^2."""
+    return min(math.isqrt(dimension * int_bound**2), int_bound**2)

@@ -1,0 +1,192 @@
+"""Secret randomness and exact integer noise.
+
+This module owns the one seam through which randomness enters `dp`, and the noise drawn from it. Its rules:
+
+- Randomness is a `RandomBytes`: a callable that returns the next n bytes of a stream. In production it is `secure_random()`; tests pass any other.
+- No float decides a draw. Noise comes from a table of 127-bit cumulative probabilities, built in exact integers and kept per variance: no entry
+  differs from the true probability by more than 2⁻¹²⁷, so d draws lie within d·(2K + 2)·2⁻¹²⁷ in total variation, K ≈ 14 standard deviations.
+- Table look-ups are not constant-time: whoever can measure this process's cache or clock may learn about its own noise.
+- Noise is never logged, stored or drawn twice from the same bytes.
+
+Source of the law: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021 (arXiv 2110.04995).
+Bessel functions: Abramowitz and Stegun, 9.6.26 (recurrence), 9.12 (downward recurrence, Miller).
+
+    >>> from fractions import Fraction
+    >>> sample_skellam(3, variance=Fraction(4096**2), rand=secure_random()).dtype
+    dtype('int64')
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Final, NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from numpy.typing import NDArray
+
+RandomBytes = Callable[[int], bytes]
+"""The next n bytes of a random stream. Successive calls continue the stream, whatever the sizes asked for."""
+
+Int64Vector = NDArray[np.int64]
+UInt32Vector = NDArray[np.uint32]
+FloatVector = NDArray[np.float64]
+FloatMatrix = NDArray[np.float64]
+
+MAX_STDDEV: Final = 65536
+"""Largest standard deviation served. Finer steps buy nothing, and the table grows with it (about 15 MB and a second to build here)."""
+
+_TAIL_BITS = 140  # probability mass beyond the last table entry: far below one unit of a threshold
+_GUARD_BITS = 256  # precision of the smallest Bessel value; a million floor divisions cost 20 bits of it
+_BLOCK = 1 << 15  # draws at a time: their temporaries fit a core's second-level cache
+_GUIDE_SHIFT = 63 - 16  # the guide is indexed by the top 16 of 63 magnitude bits
+_LAST_TOP = (1 << 63) - 1
+_CACHED_TABLES = 8  # a process uses one variance per mechanism
+
+
+class _AesCtrStream:
+    """AES-256-CTR keyed by the OS; in a forked child the next call starts a new key, so parent and child never share a byte."""
+
+    __slots__ = ("_keystream", "_process")
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._keystream = _fresh_keystream()
+
+    def __call__(self, size: int, /) -> bytes:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._keystream = _fresh_keystream()
+        return self._keystream.update(bytes(size))
+
+    def __repr__(self) -> str:
+        return "secure_random()"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret random stream cannot be pickled or copied: two holders would draw the same noise")
+
+
+def _fresh_keystream() -> CipherContext:
+    """A CTR encryptor; the key exists only inside it. The counter may start at zero because the key is never used again."""
+    return Cipher(AES256(os.urandom(32)), CTR(bytes(16))).encryptor()
+
+
+def secure_random() -> RandomBytes:
+    """Open a fresh cryptographic random stream: AES-256-CTR under a key that the operating system drew.
+
+    The stream re-keys itself after a fork, shows nothing in its `repr`, and refuses to be pickled or copied. Use one stream per thread.
+
+    Returns:
+        A callable; `stream(n)` gives the next n bytes.
+    """
+    return _AesCtrStream()
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Cumulative law of |X| in units of 2⁻¹²⁷: threshold T_k = high[k]·2⁶⁴ + low[k] = ⌊2¹²⁷·P(|X| ≤ k)⌋, k = 0 … last."""
+
+    high: Int64Vector
+    low: NDArray[np.uint64]
+    guide: NDArray[np.intp]  # by top 16 bits: first k whose threshold can lie at or above such a draw
+
+    @property
+    def last(self) -> int:
+        return self.high.size - 1
+
+
+def sample_skellam(length: int, *, variance: Fraction, rand: RandomBytes) -> Int64Vector:
+    """Draw independent symmetric Skellam noise: the difference of two Poisson variables of rate `variance`/2 each.
+
+    P(X = k) = exp(-variance)·I_|k|(variance). Sums of independent draws are again Skellam, and their variances add.
+
+    Args:
+        length: Number of draws.
+        variance: Variance of one draw, exact, in (0, 65536²].
+        rand: Source of randomness. Every draw consumes 8 bytes; with probability below 2⁻⁴⁵ each, it consumes 8 more.
+
+    Returns:
+        int64[length], mean 0.
+
+    Raises:
+        ValueError: `length` is negative or `variance` is out of range.
+        TypeError: `variance` is not a Fraction; a float would not say which law was meant.
+    """
+    if length < 0:
+        raise ValueError(f"length must be >= 0, got {length}")
+    if not isinstance(variance, Fraction):
+        raise TypeError(f"variance must be a Fraction, got {type(variance).__name__}")
+    if not 0 < variance <= MAX_STDDEV**2:
+        raise ValueError(f"variance must lie in (0, {MAX_STDDEV}**2], got {float(variance):g}")
+    table = _skellam_table(variance)
+    noise = np.empty(length, dtype=np.int64)
+    for start in range(0, length, _BLOCK):
+        block = noise[start : start + _BLOCK]
+        block[:] = _draw(table, block.size, rand=rand)
+    return noise
+
+
+def _draw(table: _Table, size: int, *, rand: RandomBytes) -> Int64Vector:
+    """Invert the cumulative law: magnitude #{k : T_k <= u} for u uniform on [0, 2¹²⁷), of which the low 64 bits are drawn only if they matter."""
+    words = np.frombuffer(rand(8 * size), dtype="<u8", count=size)
+    # Signed on purpose: NumPy compares uint64 with int64 as float64, which would drop the low bits.
+    top = (words >> np.uint64(1)).view(np.int64)
+    magnitude = table.guide[top >> _GUIDE_SHIFT]
+    unsure = np.flatnonzero(table.high[magnitude] <= top)
+    wanted = top[unsure]
+    found = np.searchsorted(table.high, wanted, side="left")
+    magnitude[unsure] = found
+    for tie in np.flatnonzero((table.high[found] == wanted) & (found < table.last)):
+        magnitude[unsure[tie]] = _break_tie(table, int(found[tie]), rand=rand)
+    # Zero takes either sign without rejection, because the folded law counts P(X = 0) once and every other P(X = k) twice.
+    sign = -(words & np.uint64(1)).view(np.int64)
+    return (magnitude ^ sign) - sign
+
+
+def _break_tie(table: _Table, first: int, *, rand: RandomBytes) -> int:
+    """The draw's high bits equal those of threshold `first`: compare the low bits too, in Python integers."""
+    low = int.from_bytes(rand(8), "little")
+    index = first
+    while index < table.last and table.high[index] == table.high[first] and int(table.low[index]) <= low:
+        index += 1
+    return index
+
+
+@lru_cache(maxsize=_CACHED_TABLES)
+def _skellam_table(variance: Fraction) -> _Table:
+    """Build the read-only table of one variance."""
+    packed = b"".join(threshold.to_bytes(16, "little") for threshold in _thresholds(variance))
+    halves = np.frombuffer(packed, dtype="<u8").reshape(-1, 2)
+    # The last threshold, 2¹²⁷, has one bit too many. Capped it stays above every draw it is compared with, since `_draw` never breaks a tie with it.
+    high = np.minimum(halves[:, 1], np.uint64(_LAST_TOP)).astype(np.int64)
+    low = halves[:, 0].astype(np.uint64)
+    buckets = np.arange(1 << 16, dtype=np.int64) << _GUIDE_SHIFT
+    guide = np.searchsorted(high, buckets, side="left")
+    for array in (high, low, guide):
+        array.setflags(write=False)
+    return _Table(high, low, guide)
+
+
+def _thresholds(variance: Fraction) -> list[int]:
+    """⌊2¹²⁷·P(|X| ≤ k)⌋ for k = 0 … last, the last one forced to 2¹²⁷."""
+    # Bernstein: P(|X| > k) <= 2·exp(-k²/(2(v + k/3))), solved for 2^-_TAIL_BITS.
+    exponent = (_TAIL_BITS + 1) * math.log(2)
+    last = math.ceil(exponent / 3 + math.sqrt(exponent**2 / 9 + 2 * exponent * float(variance)))
+    # Downward recurrence I_(k-1) = I_(k+1) + (2k/v)·I_k forgets its arbitrary start: four standard deviations above `last` it is below 2^-180 there.
+    start = last + 30 + 4 * math.isqrt(math.ceil(variance))
+    bessel = [0] * (start + 2)
+    bessel[start] = 1 << _GUARD_BITS
+    for k in range(start, 0, -1):
+        bessel[k - 1] = bessel[k + 1] + 2 * k * variance.denominator * bessel[k] // variance.numerator
+    total = 2 * sum(bessel) - bessel[0]
+    cumulative = -bessel[0]
+    thresholds = []
+    for value in bessel[:last]:
+        cumulative += 2 * value
+        thresholds.append((cumulative << 127) // total)
+    return [*thresholds, 1 << 127]

@@ -1,0 +1,397 @@
+"""The client's part: it checks everything before it answers, answers once, and erases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ..errors import (
+    ClientId,
+    InconsistentViewError,
+    InvalidSignatureError,
+    LocalProtocolError,
+    MalformedMessageError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from ..policy import BundlesSeen, ClientPolicy, History, KeysAdvertised, Record, SurvivorsSigned
+from ..primitives import keys, packing, prg, shamir
+from ..roster import Identity, Roster, bundle_digest, signed_text
+from ..session import (
+    CLIENT_TRANSITIONS,
+    ContributionNeeded,
+    Event,
+    PersistBeforeSend,
+    Phase,
+    RoundConfig,
+    SendMessage,
+    SurvivorsAgreed,
+)
+from ..wire import (
+    FRESH_BYTES,
+    SERVER,
+    AdvertiseKeys,
+    ConsistencyCheck,
+    KeyBundle,
+    KeyBundles,
+    MaskedInput,
+    Message,
+    SealedShares,
+    ShareKeys,
+    SurvivorList,
+    SurvivorSignatures,
+    Unmask,
+    check_increasing,
+    decode,
+    encode,
+)
+from .rules import Rules
+
+RandomBytes = Callable[[int], bytes]
+
+
+class _Secrets(keys.Unprintable):
+    """All that must be erased when a client's round ends, in one place."""
+
+    def __init__(self, rand: RandomBytes) -> None:
+        self.channel_key = keys.AgreementKey(rand(keys.PRIVATE_KEY_BYTES))
+        self.mask_key = keys.AgreementKey(rand(keys.PRIVATE_KEY_BYTES))
+        self.self_seed = rand(shamir.SECRET_BYTES)
+        self.channels: dict[ClientId, bytes] = {}  # peer -> shared secret of the channel keys
+        self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
+
+
+class PairwiseClient(keys.Unprintable):
+    """One client's part in one round; keeps the `ClientSession` contract.
+
+    Args:
+        config: the round.
+        client_id: this client.
+        identity: its long-term signing key, pinned in `roster`.
+        roster: the pinned identities of all clients.
+        policy: its own floors.
+        history: what it remembers of all earlier rounds.
+        rand: source of uniform bytes; the default is the operating system's.
+
+    Raises:
+        PolicyRefusal: the policy forbids this round.
+        ValueError: the identity is not the one pinned for this client.
+    """
+
+    def __init__(
+        self,
+        config: RoundConfig,
+        client_id: ClientId,
+        *,
+        identity: Identity,
+        roster: Roster,
+        policy: ClientPolicy,
+        history: History,
+        rand: RandomBytes = os.urandom,
+    ) -> None:
+        if roster.get(client_id) != identity.public:
+            raise ValueError(f"the roster pins another identity for client {client_id}")
+        policy.check_round(config, history)
+        self._rules = Rules(config, roster)
+        self._me = client_id
+        self._identity = identity
+        self._policy = policy
+        self._history = history
+        self._rand = rand
+        self._phase = Phase.READY
+        self._secrets: _Secrets | None = None
+        self._after_persist: Callable[[], list[Event]] | None = None
+        self._own_bundle: KeyBundle | None = None
+        self._cohort: tuple[ClientId, ...] = ()
+        self._survivors: tuple[ClientId, ...] = ()
+
+    @property
+    def phase(self) -> Phase:
+        """Where the session stands."""
+        return self._phase
+
+    def start(self) -> list[Event]:
+        """Makes fresh keys and advertises them."""
+        with self._step("start"):
+            self._secrets = _Secrets(self._rand)
+            serial = self._history.serial + 1
+            unsigned = KeyBundle(
+                client=self._me,
+                serial=serial,
+                fresh=self._rand(FRESH_BYTES),
+                channel_key=self._secrets.channel_key.public,
+                mask_key=self._secrets.mask_key.public,
+                signature=bytes(keys.SIGNATURE_BYTES),
+            )
+            signature = self._sign("KeyBundle", bundle_digest(unsigned, self._rules.roster))
+            self._own_bundle = bundle = msgspec.structs.replace(unsigned, signature=signature)
+            frame = encode(AdvertiseKeys(context=self._rules.context, sender=self._me, bundle=bundle))
+            record = KeysAdvertised(round_id=self._rules.config.round_id, serial=serial)
+            return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Takes one message of the server; see `ClientSession.receive`."""
+        handlers: dict[Phase, tuple[type[Message], Callable[[Any], list[Event]]]] = {
+            Phase.ADVERTISE_KEYS: (KeyBundles, self._share_keys),
+            Phase.SHARE_KEYS: (SealedShares, self._open_shares),
+            Phase.MASKED_INPUT: (SurvivorList, self._check_survivors),
+            Phase.CONSISTENCY_CHECK: (SurvivorSignatures, self._unmask),
+        }
+        if self._phase not in handlers or self._after_persist is not None:
+            with self._guard():
+                error = (
+                    LocalProtocolError
+                    if self._phase in (Phase.READY, Phase.FINISHED, Phase.ABORTED)
+                    else RemoteProtocolError
+                )
+                raise error(
+                    f"no message is expected in phase {self._phase.value}", client_id=self._me, phase=self._phase.value
+                )
+        kind, handler = handlers[self._phase]
+        with self._step(kind.__name__):
+            message = decode(data, kind, limit=self._rules.limit)
+            if message.context != self._rules.context:
+                raise InconsistentViewError("the message belongs to another round, or to another view of its keys")
+            if message.sender != SERVER:
+                raise MalformedMessageError(f"only the server writes to clients, not sender {message.sender}")
+            return handler(message)
+
+    def contribute(self, vector: packing.UInt32Vector) -> list[Event]:
+        """Masks the vector and sends it.
+
+        Args:
+            vector: uint32[length], entries below 2^modulus_bits; for packed lanes at most (2^modulus_bits - 1) //
+                cohort.
+
+        Raises:
+            ValueError: wrong dtype, shape or range; nothing has happened, call again with a right one.
+            LocalProtocolError: it is not the time to contribute; the session is dead.
+        """
+        config = self._rules.config
+        if vector.dtype != np.uint32 or vector.shape != (config.length,):
+            raise ValueError(f"the vector must be uint32[{config.length}], got {vector.dtype}{list(vector.shape)}")
+        largest = packing.largest_entry(config.modulus_bits, config.cohort)
+        if config.modulus_bits != 32 and int(vector.max()) > largest:
+            raise ValueError(
+                f"entries must be at most {largest} in lanes of {config.modulus_bits} bits, got {int(vector.max())}"
+            )
+        with self._step("contribute"):
+            secrets = self._live()
+            head = encode(MaskedInput(context=self._rules.context, sender=self._me))
+            size = packing.packed_bytes(config.length, config.modulus_bits)
+            frame = bytearray(len(head) + size + keys.SIGNATURE_BYTES)
+            frame[: len(head)] = head
+            words = np.frombuffer(
+                frame,
+                dtype=packing.word_dtype(config.modulus_bits),
+                offset=len(head),
+                count=packing.word_count(config.length, config.modulus_bits),
+            )
+            packing.pack_into(vector, config.modulus_bits, words)
+            add = [self._rules.self_mask_seed(self._me, secrets.self_seed)]
+            subtract: list[bytes] = []
+            for peer in secrets.channels:
+                seed = self._rules.pair_mask_seed(secrets.mask_key, self._me, peer)
+                (add if peer > self._me else subtract).append(seed)
+            prg.apply_masks(words, add=add, subtract=subtract)
+            body = memoryview(frame)[: len(head) + size]
+            frame[len(head) + size :] = self._sign("MaskedInput", sha256(body).digest())
+            return [SendMessage(to=None, data=bytes(frame))]
+
+    def persisted(self) -> list[Event]:
+        """The last record is durable: now the answer may leave."""
+        with self._guard():
+            if self._after_persist is None:
+                raise LocalProtocolError(
+                    "no record waits to be made durable", client_id=self._me, phase=self._phase.value
+                )
+            answer, self._after_persist = self._after_persist, None
+            return answer()
+
+    # The steps, in order.
+
+    def _share_keys(self, message: KeyBundles) -> list[Event]:
+        rules, secrets = self._rules, self._live()
+        clients = tuple(ClientId(bundle.client) for bundle in message.bundles)
+        check_increasing(clients)
+        if len(clients) > rules.config.cohort:
+            raise InconsistentViewError(f"{len(clients)} clients in a cohort of {rules.config.cohort}")
+        rules.check_floor("advertised keys", clients, self._phase)
+        own = next((bundle for bundle in message.bundles if bundle.client == self._me), None)
+        if own != self._own_bundle:
+            raise InconsistentViewError("the server does not show this client's own keys as it advertised them")
+        public_keys = {key for bundle in message.bundles for key in (bundle.channel_key, bundle.mask_key)}
+        if len(public_keys) != 2 * len(clients):
+            raise InconsistentViewError("two public keys of the round are equal")
+        rules.bind(message.bundles)
+        peers = self._peers(clients)
+        for peer in peers:
+            bundle = rules.bundles[peer]
+            rules.roster.check_signature(peer, "KeyBundle", bundle_digest(bundle, rules.roster), bundle.signature)
+        serials = {peer: rules.bundles[peer].serial for peer in peers}
+        self._policy.check_bundles(serials, self._history)
+
+        holders = rules.graph.holders(self._me)
+        shares = shamir.share(
+            (secrets.mask_key.private, secrets.self_seed),
+            threshold=rules.config.threshold,
+            holders=len(holders),
+            rand=self._rand,
+        )
+        sealed = []
+        for slot, holder in enumerate(holders):
+            plain = shares[slot].tobytes()
+            if holder == self._me:
+                secrets.held[self._me] = plain
+                continue
+            try:
+                secrets.channels[holder] = secrets.channel_key.agree(rules.bundles[holder].channel_key)
+            except ValueError as error:
+                raise MalformedMessageError(f"the channel key of client {holder}: {error}", client_id=holder) from None
+            sealed.append(keys.seal(self._channel(self._me, holder), plain, associated=rules.context))
+        answer = self._frame(
+            ShareKeys(
+                context=rules.context,
+                sender=self._me,
+                seed_commitment=rules.seed_commitment(self._me, secrets.self_seed),
+                sealed=tuple(sealed),
+            )
+        )
+        return self._persist(BundlesSeen(serials=serials), lambda: [answer])
+
+    def _open_shares(self, message: SealedShares) -> list[Event]:
+        rules, secrets = self._rules, self._live()
+        check_increasing(message.cohort)
+        cohort = tuple(ClientId(client) for client in message.cohort)
+        if self._me not in cohort or not rules.bundles.keys() >= set(cohort):
+            raise InconsistentViewError("the cohort must hold this client and only clients that advertised keys")
+        rules.check_floor("shared keys", cohort, self._phase)
+        rules.check_holders(rules.graph.holders(self._me), cohort, self._phase)
+        peers = self._peers(cohort)
+        if len(message.sealed) != len(peers):
+            raise InconsistentViewError(
+                f"{len(message.sealed)} sealed shares for {len(peers)} neighbours in the cohort"
+            )
+        for peer, sealed in zip(peers, message.sealed, strict=True):
+            try:
+                plain = keys.unseal(self._channel(peer, self._me), sealed, associated=rules.context)
+                shamir.decode_shares(plain, 2)
+            except ValueError as error:
+                raise RemoteProtocolError(
+                    f"the share from client {peer} to client {self._me}: {error}", client_id=peer
+                ) from None
+            secrets.held[peer] = plain
+        secrets.channels = {peer: secrets.channels[peer] for peer in peers}
+        self._cohort = cohort
+        return [ContributionNeeded(cohort=frozenset(cohort))]
+
+    def _check_survivors(self, message: SurvivorList) -> list[Event]:
+        rules = self._rules
+        check_increasing(message.survivors)
+        survivors = tuple(ClientId(client) for client in message.survivors)
+        if self._me not in survivors or not set(self._cohort) >= set(survivors):
+            raise InconsistentViewError("the survivors must hold this client and only clients of the cohort")
+        rules.check_floor("survived", survivors, self._phase)
+        rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)
+        record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
+        self._policy.check_survivors(record.model, record.survivors, self._history)
+        self._survivors = survivors
+        answer = self._frame(self._consistency_check(self._me))
+        return self._persist(record, lambda: [answer])
+
+    def _unmask(self, message: SurvivorSignatures) -> list[Event]:
+        rules, secrets = self._rules, self._live()
+        check_increasing(message.signers)
+        signers = tuple(ClientId(client) for client in message.signers)
+        if len(message.signatures) != len(signers):
+            raise MalformedMessageError(f"{len(message.signatures)} signatures of {len(signers)} signers")
+        if not set(self._survivors) >= set(signers):
+            raise InconsistentViewError("a client that did not survive signed the survivor set")
+        rules.check_holders(rules.graph.holders(self._me), signers, self._phase)
+        for signer, signature in zip(signers, message.signatures, strict=True):
+            digest = sha256(encode(self._consistency_check(signer))).digest()
+            try:
+                rules.roster.check_signature(signer, "ConsistencyCheck", digest, signature)
+            except InvalidSignatureError as error:
+                raise InconsistentViewError(
+                    f"client {signer} did not sign this view of cohort and survivors", client_id=signer
+                ) from error
+        alive = set(self._survivors)
+        shares = b"".join(
+            pair[shamir.SHARE_BYTES :] if holder in alive else pair[: shamir.SHARE_BYTES]
+            for holder, pair in sorted(secrets.held.items())
+        )
+        answer = self._frame(Unmask(context=rules.context, sender=self._me, shares=shares))
+        self._erase()
+        return [answer, SurvivorsAgreed(survivors=frozenset(self._survivors))]
+
+    # What the steps share.
+
+    def _peers(self, clients: Iterable[ClientId]) -> tuple[ClientId, ...]:
+        """This client's neighbours among `clients`, in increasing order."""
+        there = set(clients)
+        return tuple(holder for holder in self._rules.graph.holders(self._me) if holder != self._me and holder in there)
+
+    def _channel(self, sender: ClientId, receiver: ClientId) -> bytes:
+        """The key that seals the one message from `sender` to `receiver`."""
+        peer = receiver if sender == self._me else sender
+        return keys.derive(
+            self._live().channels[peer], context=self._rules.context, usage=b"pairwise/channel", ids=(sender, receiver)
+        )
+
+    def _consistency_check(self, client: ClientId) -> ConsistencyCheck:
+        """What `client` signs if it sees the same cohort and survivors as this client."""
+        return ConsistencyCheck(
+            context=self._rules.context, sender=client, view=self._rules.view(self._cohort, self._survivors)
+        )
+
+    def _frame(self, message: Message) -> SendMessage:
+        covered = encode(message)
+        return SendMessage(to=None, data=covered + self._sign(type(message).__name__, sha256(covered).digest()))
+
+    def _sign(self, kind: str, digest: bytes) -> bytes:
+        return self._identity.sign(signed_text(kind, digest))
+
+    def _persist(self, record: Record, answer: Callable[[], list[Event]]) -> list[Event]:
+        self._after_persist = answer
+        return [PersistBeforeSend(record=record)]
+
+    def _live(self) -> _Secrets:
+        if self._secrets is None:
+            raise LocalProtocolError("the round is over", client_id=self._me, phase=self._phase.value)
+        return self._secrets
+
+    def _erase(self) -> None:
+        self._secrets = None
+        self._after_persist = None
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Any protocol failure ends the round for this client and erases its secrets."""
+        try:
+            yield
+        except ProtocolError as error:
+            error.phase = error.phase or self._phase.value
+            self._erase()
+            self._phase = Phase.ABORTED
+            raise
+
+    @contextmanager
+    def _step(self, trigger: str) -> Iterator[None]:
+        """One transition of the table: refused out of order, taken only if the step succeeds."""
+        with self._guard():
+            following = CLIENT_TRANSITIONS.get((self._phase, trigger))
+            if following is None or self._after_persist is not None:
+                raise LocalProtocolError(
+                    f"{trigger} is not possible in phase {self._phase.value}",
+                    client_id=self._me,
+                    phase=self._phase.value,
+                )
+            yield
+            self._phase = following

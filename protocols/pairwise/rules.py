@@ -1,0 +1,70 @@
+"""What client and server derive from the agreed configuration and roster, in exactly the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+import msgspec
+
+from ..errors import ClientId, TooFewClientsError
+from ..graph import NeighbourGraph
+from ..primitives import keys
+from ..roster import Roster, bundle_root
+from ..session import Phase, RoundConfig
+from ..wire import KeyBundle, message_limit
+
+
+class Rules:
+    """What both sides derive from the agreed configuration and roster, in the same way."""
+
+    def __init__(self, config: RoundConfig, roster: Roster) -> None:
+        if config.cohort > len(roster):
+            raise ValueError(f"the cohort has {config.cohort} clients, the roster only {len(roster)}")
+        self.config = config
+        self.roster = roster
+        self.context = sha256(b"secagg/v1/pairwise/context0" + config.digest() + roster.digest).digest()
+        self.limit = message_limit(config.cohort)
+        self.bundles: dict[ClientId, KeyBundle] = {}
+        self.graph: NeighbourGraph
+
+    def bind(self, bundles: Sequence[KeyBundle]) -> None:
+        """Fixes the keys of the round: from here on the context covers them, and the graph follows from them."""
+        root = bundle_root(bundles)
+        self.bundles = {ClientId(bundle.client): bundle for bundle in bundles}
+        self.context = sha256(b"secagg/v1/pairwise/context" + self.context + root).digest()
+        self.graph = NeighbourGraph(tuple(self.bundles), degree=self.config.degree, seed=self.context)
+
+    def view(self, cohort: Iterable[ClientId], survivors: Iterable[ClientId]) -> bytes:
+        """The digest of one view of the round; signatures over it are what makes a survivor set agreed."""
+        lists = msgspec.msgpack.encode((sorted(cohort), sorted(survivors)))
+        return sha256(b"secagg/v1/pairwise/view" + self.context + lists).digest()
+
+    def seed_commitment(self, client: ClientId, self_seed: bytes) -> bytes:
+        """Hides the uniform 256-bit seed and binds its owner to it."""
+        return keys.derive(self_seed, context=self.context, usage=b"pairwise/self-seed-commitment", ids=(client,))
+
+    def self_mask_seed(self, client: ClientId, self_seed: bytes) -> bytes:
+        """The key of the keystream PRG(b_u)."""
+        return keys.derive(self_seed, context=self.context, usage=b"pairwise/self-mask", ids=(client,))
+
+    def pair_mask_seed(self, own: keys.AgreementKey, client: ClientId, peer: ClientId) -> bytes:
+        """The key of the keystream PRG(s_uv), the same from both ends."""
+        secret = own.agree(self.bundles[peer].mask_key)
+        return keys.derive(
+            secret, context=self.context, usage=b"pairwise/pair-mask", ids=(min(client, peer), max(client, peer))
+        )
+
+    def check_floor(self, what: str, clients: Sequence[ClientId] | frozenset[ClientId], phase: Phase) -> None:
+        """Every set of clients in a round stays at or above the floor."""
+        floor = self.config.min_survivors
+        if len(clients) < floor:
+            raise TooFewClientsError(f"{len(clients)} clients {what}, the floor is {floor}", phase=phase.value)
+
+    def check_holders(self, holders: Sequence[ClientId], present: Iterable[ClientId], phase: Phase) -> None:
+        """Enough holders of one client's secrets are present to reconstruct them."""
+        there = len(set(present) & set(holders))
+        if there < self.config.threshold:
+            raise TooFewClientsError(
+                f"{there} holders of a secret are left, the threshold is {self.config.threshold}", phase=phase.value
+            )

@@ -1,0 +1,337 @@
+"""The server's part: it routes, adds, and unmasks the sum over the survivors.
+
+It keeps one accumulator and O(cohort * degree) bytes of sealed shares, never the vectors. Its checks protect the
+result, not the clients: a bad message is rejected without effect, and the sum is either exact or not released.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import (
+    ClientId,
+    InconsistentViewError,
+    LocalProtocolError,
+    MalformedMessageError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from ..primitives import keys, packing, prg, shamir
+from ..roster import Roster, bundle_digest
+from ..session import SERVER_TRANSITIONS, AggregateReady, Event, PeerRejected, Phase, RoundConfig, SendMessage
+from ..wire import (
+    AdvertiseKeys,
+    ConsistencyCheck,
+    KeyBundle,
+    KeyBundles,
+    MaskedInput,
+    Message,
+    MessageT,
+    SealedShares,
+    ShareKeys,
+    SurvivorList,
+    SurvivorSignatures,
+    Unmask,
+    decode,
+    decode_signed,
+    encode,
+)
+from .rules import Rules
+
+SEGMENT_BYTES = (
+    2 * 1024 * 1024
+)  # one unit of mask expansion: long enough that setting up a cipher for each seed is noise
+
+
+class Map(Protocol):
+    """`builtins.map`, the `map` of a `ThreadPoolExecutor`, or that of a cluster."""
+
+    def __call__(self, function: Callable[[int], None], items: Iterable[int], /) -> Iterable[None]:
+        """Applies `function` to every item."""
+
+
+class PairwiseServer(keys.Unprintable):
+    """The server's part in one round; keeps the `ServerSession` contract.
+
+    Args:
+        config: the round.
+        roster: the pinned identities of all clients.
+        map: where mask expansion runs; segments of the vector are independent.
+    """
+
+    def __init__(self, config: RoundConfig, *, roster: Roster, map: Map = builtins.map) -> None:  # noqa: A002 - it is the builtin's place
+        self._rules = Rules(config, roster)
+        self._map = map
+        self._phase = Phase.ADVERTISE_KEYS
+        self._expected: frozenset[ClientId] = frozenset(roster)
+        self._answered: set[ClientId] = set()
+        self._offered: dict[ClientId, KeyBundle] = {}
+        self._commitments: dict[ClientId, bytes] = {}
+        self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
+            dict
+        )  # receiver -> sender -> ciphertext
+        self._cohort: tuple[ClientId, ...] = ()
+        self._survivors: tuple[ClientId, ...] = ()
+        self._signatures: dict[ClientId, bytes] = {}
+        self._shares: dict[ClientId, shamir.Shares] = {}
+        self._words: prg.Words = np.zeros(0, dtype=np.uint32)
+
+    @property
+    def phase(self) -> Phase:
+        """Where the session stands."""
+        return self._phase
+
+    @property
+    def waiting_for(self) -> frozenset[ClientId]:
+        """Clients whose message of this phase is still missing."""
+        return self._expected - self._answered
+
+    def receive(self, sender: ClientId, data: bytes) -> list[Event]:
+        """Takes one message; see `ServerSession.receive`."""
+        handlers: dict[Phase, Callable[[ClientId, bytes], None]] = {
+            Phase.ADVERTISE_KEYS: self._take_keys,
+            Phase.SHARE_KEYS: self._take_sealed,
+            Phase.MASKED_INPUT: self._take_masked,
+            Phase.CONSISTENCY_CHECK: self._take_signature,
+            Phase.UNMASK: self._take_shares,
+        }
+        handler = handlers.get(self._phase)
+        if handler is None:
+            raise LocalProtocolError("the round is over", phase=self._phase.value)
+        try:
+            if sender not in self.waiting_for:
+                raise RemoteProtocolError(f"nothing is expected from client {sender} in phase {self._phase.value}")
+            handler(sender, data)
+        except RemoteProtocolError as error:
+            return [PeerRejected(client=sender, reason=str(error))]
+        self._answered.add(sender)
+        return []
+
+    def close_phase(self) -> list[Event]:
+        """Goes on with those who answered; see `ServerSession.close_phase`."""
+        steps: dict[Phase, Callable[[], list[Event]]] = {
+            Phase.ADVERTISE_KEYS: self._close_keys,
+            Phase.SHARE_KEYS: self._close_sealed,
+            Phase.MASKED_INPUT: self._close_masked,
+            Phase.CONSISTENCY_CHECK: self._close_signatures,
+            Phase.UNMASK: self._close_shares,
+        }
+        with self._guard():
+            if self._phase not in steps:
+                raise LocalProtocolError("the round is over", phase=self._phase.value)
+            events = steps[self._phase]()
+            self._phase = SERVER_TRANSITIONS[self._phase, "close_phase"]
+            self._answered = set()
+            if self._phase is Phase.FINISHED:
+                self._erase()
+            return events
+
+    # One pair of steps for each phase: take a message, close the phase.
+
+    def _take_keys(self, sender: ClientId, data: bytes) -> None:
+        message = decode(data, AdvertiseKeys, limit=self._rules.limit)
+        self._check_origin(message, sender)
+        bundle = message.bundle
+        if bundle.client != sender:
+            raise MalformedMessageError(f"client {sender} advertises keys of client {bundle.client}")
+        if len(self._offered) == self._rules.config.cohort:
+            raise RemoteProtocolError(f"the cohort of {self._rules.config.cohort} is full")
+        self._rules.roster.check_signature(
+            sender, "KeyBundle", bundle_digest(bundle, self._rules.roster), bundle.signature
+        )
+        try:
+            for public in (bundle.channel_key, bundle.mask_key):
+                keys.check_public_key(public)
+        except ValueError as error:
+            raise MalformedMessageError(str(error)) from None
+        self._offered[sender] = bundle
+
+    def _close_keys(self) -> list[Event]:
+        self._rules.check_floor("advertised keys", frozenset(self._offered), self._phase)
+        bundles = tuple(self._offered[client] for client in sorted(self._offered))
+        frame = encode(KeyBundles(context=self._rules.context, sender=0, bundles=bundles))
+        self._rules.bind(bundles)
+        self._expected = frozenset(self._offered)
+        return [SendMessage(to=client, data=frame) for client in self._rules.bundles]
+
+    def _take_sealed(self, sender: ClientId, data: bytes) -> None:
+        message = self._open(sender, data, ShareKeys)
+        receivers = self._neighbours(sender, self._rules.bundles)
+        if len(message.sealed) != len(receivers):
+            raise MalformedMessageError(f"{len(message.sealed)} sealed shares for {len(receivers)} neighbours")
+        self._commitments[sender] = message.seed_commitment
+        for receiver, sealed in zip(receivers, message.sealed, strict=True):
+            self._sealed[receiver][sender] = sealed
+
+    def _close_sealed(self) -> list[Event]:
+        self._cohort = tuple(sorted(self._answered))
+        self._rules.check_floor("shared keys", self._cohort, self._phase)
+        events: list[Event] = []
+        for client in self._cohort:
+            sealed = tuple(self._sealed[client][peer] for peer in self._neighbours(client, self._cohort))
+            frame = encode(SealedShares(context=self._rules.context, sender=0, cohort=self._cohort, sealed=sealed))
+            events.append(SendMessage(to=client, data=frame))
+        self._sealed.clear()
+        bits = self._rules.config.modulus_bits
+        self._words = np.zeros(packing.word_count(self._rules.config.length, bits), dtype=packing.word_dtype(bits))
+        self._expected = frozenset(self._cohort)
+        return events
+
+    def _take_masked(self, sender: ClientId, data: bytes) -> None:
+        frame = self._open_frame(sender, data, MaskedInput, tail_bytes=self._words.nbytes)
+        np.add(self._words, np.frombuffer(frame, dtype=self._words.dtype), out=self._words)
+
+    def _close_masked(self) -> list[Event]:
+        self._survivors = tuple(sorted(self._answered))
+        self._rules.check_floor("survived", self._survivors, self._phase)
+        frame = encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
+        self._expected = frozenset(self._survivors)
+        return [SendMessage(to=client, data=frame) for client in self._survivors]
+
+    def _take_signature(self, sender: ClientId, data: bytes) -> None:
+        message = self._open(sender, data, ConsistencyCheck)
+        if message.view != self._rules.view(self._cohort, self._survivors):
+            raise InconsistentViewError(f"client {sender} saw another cohort or other survivors")
+        self._signatures[sender] = bytes(data[-keys.SIGNATURE_BYTES :])
+
+    def _close_signatures(self) -> list[Event]:
+        events: list[Event] = []
+        for client in sorted(self._answered):
+            holders = self._rules.graph.holders(client)
+            signers = tuple(holder for holder in holders if holder in self._signatures)
+            if len(signers) >= self._rules.config.threshold:
+                signatures = tuple(self._signatures[signer] for signer in signers)
+                frame = encode(
+                    SurvivorSignatures(context=self._rules.context, sender=0, signers=signers, signatures=signatures)
+                )
+                events.append(SendMessage(to=client, data=frame))
+        self._expected = frozenset(
+            event.to for event in events if isinstance(event, SendMessage) and event.to is not None
+        )
+        for client in self._cohort:
+            self._rules.check_holders(self._rules.graph.holders(client), self._expected, self._phase)
+        return events
+
+    def _take_shares(self, sender: ClientId, data: bytes) -> None:
+        message = self._open(sender, data, Unmask)
+        try:
+            self._shares[sender] = shamir.decode_shares(message.shares, len(self._held_by(sender)))
+        except ValueError as error:
+            raise MalformedMessageError(str(error)) from None
+
+    def _close_shares(self) -> list[Event]:
+        alive = set(self._survivors)
+        add: list[bytes] = []
+        subtract: list[bytes] = []
+        for client, secret in self._reconstruct():
+            if client in alive:
+                if self._rules.seed_commitment(client, secret) != self._commitments[client]:
+                    raise RemoteProtocolError(
+                        f"the shares of client {client}'s self seed do not match its commitment", client_id=client
+                    )
+                subtract.append(self._rules.self_mask_seed(client, secret))
+                continue
+            mask_key = keys.AgreementKey(secret)
+            if mask_key.public != self._rules.bundles[client].mask_key:
+                raise RemoteProtocolError(
+                    f"the shares of client {client}'s mask key do not match its public key", client_id=client
+                )
+            for peer in self._neighbours(client, self._survivors):
+                seed = self._rules.pair_mask_seed(mask_key, client, peer)
+                (subtract if client > peer else add).append(seed)
+        self._remove_masks(add, subtract)
+        config = self._rules.config
+        vector = packing.unpack(self._words, config.length, config.modulus_bits)
+        view = self._rules.view(self._cohort, self._survivors)
+        transcript = sha256(b"secagg/v1/pairwise/transcript" + view + sha256(vector.tobytes()).digest()).digest()
+        return [AggregateReady(vector=vector, survivors=frozenset(self._survivors), transcript=transcript)]
+
+    # What the steps share.
+
+    def _reconstruct(self) -> Iterator[tuple[ClientId, bytes]]:
+        """The self seed of every survivor and the mask key of every dropout, from the first t answers of its holders.
+
+        Clients whose answering holders sit in the same slots share one interpolation; on the complete graph that is all
+        of them.
+        """
+        threshold = self._rules.config.threshold
+        groups: defaultdict[tuple[int, ...], list[tuple[ClientId, list[shamir.Shares]]]] = defaultdict(list)
+        rows = {holder: {owner: row for row, owner in enumerate(self._held_by(holder))} for holder in self._shares}
+        for client in self._cohort:
+            holders = self._rules.graph.holders(client)
+            answers = [(slot, holder) for slot, holder in enumerate(holders) if holder in self._shares][:threshold]
+            self._rules.check_holders(holders, self._shares, self._phase)
+            shares = [self._shares[holder][rows[holder][client]] for _, holder in answers]
+            groups[tuple(slot for slot, _ in answers)].append((client, shares))
+        for slots, members in groups.items():
+            shares_of_group = np.stack([shares for _, shares in members], axis=1)
+            try:
+                secrets = shamir.reconstruct(slots, shares_of_group)
+            except ValueError as error:
+                raise RemoteProtocolError(f"clients {[client for client, _ in members]}: {error}") from None
+            yield from zip((client for client, _ in members), secrets, strict=True)
+
+    def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:
+        step = SEGMENT_BYTES // self._words.itemsize
+
+        def expand(start: int) -> None:
+            prg.apply_masks(
+                self._words[start : start + step], add=add, subtract=subtract, first_byte=start * self._words.itemsize
+            )
+
+        for _ in self._map(expand, range(0, len(self._words), step)):
+            pass
+
+    def _neighbours(self, client: ClientId, clients: Iterable[ClientId]) -> tuple[ClientId, ...]:
+        there = set(clients)
+        return tuple(peer for peer in self._rules.graph.holders(client) if peer != client and peer in there)
+
+    def _held_by(self, holder: ClientId) -> tuple[ClientId, ...]:
+        """Whose shares `holder` answers with, in order: neighbourhood is symmetric."""
+        there = set(self._cohort)
+        return tuple(client for client in self._rules.graph.holders(holder) if client in there)
+
+    def _check_origin(self, message: Message, sender: ClientId) -> None:
+        if message.context != self._rules.context:
+            raise InconsistentViewError("the message belongs to another round or another view of its keys")
+        if message.sender != sender:
+            raise MalformedMessageError(f"a message of client {message.sender} came from client {sender}")
+
+    def _open_frame(self, sender: ClientId, data: bytes, kind: type[MessageT], *, tail_bytes: int = 0) -> memoryview:
+        """Checks a signed frame and returns its tail."""
+        return self._verified(sender, data, kind, tail_bytes)[1]
+
+    def _open(self, sender: ClientId, data: bytes, kind: type[MessageT]) -> MessageT:
+        """Checks a signed frame without a tail and returns its message."""
+        return self._verified(sender, data, kind, 0)[0]
+
+    def _verified(
+        self, sender: ClientId, data: bytes, kind: type[MessageT], tail_bytes: int
+    ) -> tuple[MessageT, memoryview]:
+        frame = decode_signed(data, kind, limit=self._rules.limit, tail_bytes=tail_bytes)
+        self._check_origin(frame.message, sender)
+        self._rules.roster.check_signature(sender, kind.__name__, frame.digest, frame.signature)
+        return frame.message, frame.tail
+
+    def _erase(self) -> None:
+        self._sealed.clear()
+        self._shares.clear()
+        self._words = np.zeros(0, dtype=np.uint32)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """A failed phase ends the round."""
+        try:
+            yield
+        except ProtocolError as error:
+            error.phase = error.phase or self._phase.value
+            self._erase()
+            self._phase = Phase.ABORTED
+            raise

@@ -1,0 +1,1 @@
+"""Cryptographic building blocks, used by the sessions of `protocols` alone."""

@@ -1,0 +1,219 @@
+"""Every message of the `pairwise` protocol, as bytes.
+
+Rules:
+
+1. A frame is header, body, tail, signature. The header is `SAGG`, version, suite. The body is a msgpack array: tag,
+   round context, sender, fields. Only a masked vector has a tail: its words, of a length both sides know. Only clients
+   sign; the 64 signature bytes come last and cover everything before them.
+2. One encoding: decoded bodies must re-encode to the same bytes. There are no maps; lists of clients increase strictly.
+3. Lengths are bounded before anything is parsed.
+4. There is no negotiation: one suite per version, and a frame with another one is malformed.
+
+Example:
+    >>> frame = encode(SurvivorList(context=bytes(32), sender=SERVER, survivors=(1, 2, 5)))
+    >>> decode(frame, SurvivorList, limit=1000).survivors
+    (1, 2, 5)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+
+from .errors import MalformedMessageError
+from .primitives.keys import PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES
+from .primitives.shamir import SHARE_BYTES
+
+MAGIC = b"SAGG"
+VERSION = 1
+SUITE = 1  # X25519, HKDF-SHA256, AES-256-GCM, AES-256-CTR, Ed25519
+HEADER = MAGIC + bytes((VERSION, SUITE))
+SERVER = 0
+FRESH_BYTES = 32
+SEALED_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD_BYTES
+BYTES_PER_CLIENT = 256  # no message spends more on one client (a key bundle: 187), vectors aside
+FIXED_BYTES = 1024  # nor more than this on what does not grow with the cohort
+
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+PublicKey = Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
+Signature = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+SealedShare = Annotated[bytes, msgspec.Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+Id = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Sender = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Serial = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+
+
+class KeyBundle(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """A client's public keys for one round; the signature covers the rest and the roster (`roster.bundle_digest`)."""
+
+    client: Id
+    serial: Serial
+    fresh: Annotated[bytes, msgspec.Meta(min_length=FRESH_BYTES, max_length=FRESH_BYTES)]
+    channel_key: PublicKey
+    mask_key: PublicKey
+    signature: Signature
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag=0):
+    """What every message starts with: the digest of the round it belongs to, and who sent it (0: the server)."""
+
+    context: Digest
+    sender: Sender
+
+
+class AdvertiseKeys(Message, frozen=True, tag=1):
+    """Client: my keys. Its signature is the bundle's."""
+
+    bundle: KeyBundle
+
+
+class KeyBundles(Message, frozen=True, tag=2):
+    """Server: everybody's keys."""
+
+    bundles: tuple[KeyBundle, ...]
+
+
+class ShareKeys(Message, frozen=True, tag=3):
+    """Client: a commitment to my self seed; shares of my two secrets, sealed to each neighbour in increasing order."""
+
+    seed_commitment: Digest
+    sealed: tuple[SealedShare, ...]
+
+
+class SealedShares(Message, frozen=True, tag=4):
+    """Server: all clients that shared keys, and what your neighbours among them sealed to you, in increasing order."""
+
+    cohort: tuple[Id, ...]
+    sealed: tuple[SealedShare, ...]
+
+
+class MaskedInput(Message, frozen=True, tag=5):
+    """Client: my masked vector (the tail)."""
+
+
+class SurvivorList(Message, frozen=True, tag=6):
+    """Server: whose masked vectors arrived."""
+
+    survivors: tuple[Id, ...]
+
+
+class ConsistencyCheck(Message, frozen=True, tag=7):
+    """Client: the digest of cohort and survivors as I saw them.
+
+    Signed, and relayed to the other clients as a signature alone.
+    """
+
+    view: Digest
+
+
+class SurvivorSignatures(Message, frozen=True, tag=8):
+    """Server: signatures of your co-holders over the same view as yours."""
+
+    signers: tuple[Id, ...]
+    signatures: tuple[Signature, ...]
+
+
+class Unmask(Message, frozen=True, tag=9):
+    """Client: one share for each client I hold shares of, in increasing order.
+
+    It is the share of the self seed if that client survived, of the mask key if not; both cannot be said.
+    """
+
+    shares: bytes
+
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedFrame(Generic[MessageT]):
+    """A decoded frame that carries a signature, not verified yet.
+
+    Attributes:
+        message: the body.
+        tail: the raw bytes of the vector, empty for all other messages.
+        digest: SHA-256 of everything that the signature covers, as received.
+        signature: the last 64 bytes.
+    """
+
+    message: MessageT
+    tail: memoryview
+    digest: bytes
+    signature: bytes
+
+
+def encode(message: Message) -> bytes:
+    """Header and body."""
+    return HEADER + msgspec.msgpack.encode(message)
+
+
+def message_limit(cohort: int) -> int:
+    """The largest size in bytes of a message in a round with `cohort` clients, vectors and signatures aside."""
+    return FIXED_BYTES + BYTES_PER_CLIENT * cohort
+
+
+def decode(data: bytes | memoryview, kind: type[MessageT], *, limit: int) -> MessageT:
+    """Reads a frame without tail and signature.
+
+    Args:
+        data: the received bytes.
+        kind: the only message that is expected now.
+        limit: the largest acceptable size in bytes.
+
+    Raises:
+        MalformedMessageError: the bytes are not the canonical encoding of such a message.
+    """
+    if len(data) > limit:
+        raise MalformedMessageError(f"{kind.__name__} has {len(data)} bytes, at most {limit} are allowed")
+    if bytes(data[: len(HEADER)]) != HEADER:
+        raise MalformedMessageError(
+            f"{kind.__name__} does not start with the header of version {VERSION}, suite {SUITE}"
+        )
+    body = data[len(HEADER) :]
+    try:
+        message = msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise MalformedMessageError(f"{kind.__name__} does not decode: {error}") from None
+    if msgspec.msgpack.encode(message) != body:
+        raise MalformedMessageError(f"{kind.__name__} is not in canonical form")
+    return message
+
+
+def decode_signed(data: bytes, kind: type[MessageT], *, limit: int, tail_bytes: int = 0) -> SignedFrame[MessageT]:
+    """Reads a signed frame.
+
+    Args:
+        data: the received bytes.
+        kind: the only message that is expected now.
+        limit: the largest acceptable size of header and body.
+        tail_bytes: the exact size of the tail.
+
+    Raises:
+        MalformedMessageError: the bytes are not the canonical encoding of such a message.
+    """
+    view = memoryview(data)
+    body_end = len(data) - SIGNATURE_BYTES - tail_bytes
+    if body_end < len(HEADER):
+        raise MalformedMessageError(f"{kind.__name__} has {len(data)} bytes, fewer than its vector and signature take")
+    message = decode(view[:body_end], kind, limit=limit)
+    covered = view[: len(data) - SIGNATURE_BYTES]
+    return SignedFrame(
+        message=message,
+        tail=view[body_end : len(covered)],
+        digest=sha256(covered).digest(),
+        signature=bytes(view[len(covered) :]),
+    )
+
+
+def check_increasing(clients: tuple[int, ...]) -> None:
+    """Refuses lists of clients that do not increase strictly.
+
+    Raises:
+        MalformedMessageError: an id repeats or is out of order.
+    """
+    if any(left >= right for left, right in pairwise(clients)):
+        raise MalformedMessageError("client ids must increase strictly")
