@@ -7,17 +7,24 @@ Rules:
   between them nothing is claimed.
 - Composition adds curves. The minimum over orders is taken once, at the end.
 - The variance of an event is the noise that the adversary does *not* know: dropped clients and colluders never count.
-- Numbers err upwards: sums have positive terms only, and a rate that is no float is rounded up.
+- No cancellation: every sum has positive terms only, so small divergences keep ten digits. A rate that is no float is
+  rounded up.
 
-Sources: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021
-    (curve); Mironov,
-Talwar, Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism", 2019 (Poisson subsampling at integer
-orders, for noise that is symmetric around every possible shift); Canonne, Kamath, Steinke, "The Discrete Gaussian for
-Differential Privacy", NeurIPS 2020, Proposition 12 (conversion).
+Sources:
+
+- the curve: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021;
+- Poisson subsampling at integer orders, for noise whose law is symmetric about the middle of every shift: Mironov,
+  Talwar, Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism", 2019;
+- the conversion: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS 2020,
+  Proposition 12.
 
 Example:
     >>> event = SkellamEvent(
-    ...     l2_squared=Fraction(1000**2), l1=Fraction(30_000), variance=Fraction(4096**2), dimension=900, sampling_rate=Fraction(1, 10)
+    ...     l2_squared=Fraction(1000**2),
+    ...     l1=Fraction(30_000),
+    ...     variance=Fraction(4096**2),
+    ...     dimension=900,
+    ...     sampling_rate=Fraction(1, 10),
     ... )
     >>> round(epsilon({event: 100}, delta=1e-5), 3)
     1.052
@@ -27,8 +34,9 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +52,7 @@ RdpCurve = NDArray[np.float64]
 
 
 def _orders() -> tuple[int, ...]:
-    """Every integer where the optimum usually lies, then steps of a tenth: the loss in epsilon stays below a percent."""
+    """Every integer where the optimum usually lies, then steps of a tenth: together they lose under one percent."""
     orders = list(range(2, 65))
     while orders[-1] < 4096:
         orders.append(min(4096, math.ceil(orders[-1] * 1.1)))
@@ -55,8 +63,7 @@ ORDERS: tuple[int, ...] = _orders()
 
 # A secret draw compares 64 random bits with floor(q * 2^64): a smaller rate never draws anything.
 SMALLEST_RATE = Fraction(1, 2**64)
-# Beyond a factor 2^32 between sensitivity and noise in either direction, a parameter was mistyped; inside it floats
-# cannot overflow.
+# Sensitivity and noise that differ by more than a factor 2^32 are a mistake; within it no float can overflow.
 _LARGEST_RATIO = 2**64
 
 
@@ -64,17 +71,17 @@ _LARGEST_RATIO = 2**64
 class SkellamEvent:
     """One release of an integer sum plus Skellam noise, in integer units.
 
-    Adding or removing one unit moves the sum by an integer vector of squared L2 norm <= `l2_squared` and L1 norm <=
-    `l1`.
+    Adding or removing one unit moves the sum by an integer vector whose squared L2 norm and L1 norm are bounded.
 
     Attributes:
         l2_squared: squared L2 sensitivity, >= 1.
         l1: L1 sensitivity, >= 1.
-        variance: variance per coordinate of the noise unknown to the adversary, with `l2_squared / variance` in [2^-64, 2^64].
+        variance: variance per coordinate of the noise that the adversary does not know; both sensitivities over it must
+            lie in [2^-64, 2^64].
         dimension: number of coordinates, >= 1. Recorded so that the event is complete; the curve depends on it only
             through `l1`.
-        sampling_rate: rate at which each unit is included by an independent draw that the adversary does not see, in [2^-64, 1].
-            1 means that no draw is made, or that the adversary knows it.
+        sampling_rate: rate in [2^-64, 1] at which each unit is included, by an independent draw that the adversary does
+            not see. 1 means that no draw is made, or that the adversary knows it.
 
     Raises:
         TypeError: a rational field is not a `Fraction`.
@@ -111,7 +118,7 @@ class SkellamEvent:
         """Rényi divergence bound of this release at each of `ORDERS`, in both directions of the neighbouring relation.
 
         Returns:
-            float64[len(ORDERS)], positive.
+            float64[len(ORDERS)], >= 0.
         """
         rate = _float_above(self.sampling_rate)
         if rate >= 1:
@@ -221,6 +228,9 @@ class EpsilonLadder:
         minus_colluders: the survivors, of whom the assumed number of colluders hand their noise to the adversary.
         guaranteed: the fewest survivors that a round accepts, minus the colluders. This is the budgeted claim.
         local_only: one honest client alone; what remains if everybody else colludes.
+
+    Raises:
+        ValueError: a rung is below the one before it.
     """
 
     all_honest: float
@@ -228,6 +238,11 @@ class EpsilonLadder:
     minus_colluders: float
     guaranteed: float
     local_only: float
+
+    def __post_init__(self) -> None:
+        rungs = astuple(self)
+        if not all(more_trust <= less_trust for more_trust, less_trust in pairwise(rungs)):
+            raise ValueError(f"epsilon must not fall with trust, got {rungs}")
 
     def to_dict(self) -> dict[str, float]:
         """The rungs by name, most trust first. Values may be `math.inf`."""

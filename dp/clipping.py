@@ -3,7 +3,8 @@
 Rules:
 
 - Anything but a finite float vector is refused with `UnsafeUpdateError`; nothing is repaired silently.
-- Clipping here is float arithmetic: it makes updates small, it does not carry the privacy guarantee. That is the exact integer check of `encoding`.
+- Clipping here is float arithmetic: it makes updates small, but the privacy guarantee rests on the exact integer check
+  of `encoding`.
 """
 
 import math
@@ -18,8 +19,8 @@ def require_floats(values: object, *, ndim: int) -> None:
     """Refuse everything but a NumPy array of float64 or float32 with `ndim` dimensions.
 
     Raises:
-        UnsafeUpdateError: Wrong type, dtype or number of dimensions. Integers and booleans are refused because they are most often labels or
-            masks passed by mistake.
+        UnsafeUpdateError: Wrong type, dtype or number of dimensions. Integers and booleans are refused because they are
+            most often labels or masks passed by mistake.
     """
     if not isinstance(values, np.ndarray):
         raise UnsafeUpdateError(f"an update must be a NumPy array, got {type(values).__name__}")
@@ -30,7 +31,7 @@ def require_floats(values: object, *, ndim: int) -> None:
 
 
 def clip_by_l2(update: FloatVector, *, clip_norm: float) -> FloatVector:
-    """Scale an update down so that its L2 norm is at most `clip_norm`, up to float64 rounding; leave a shorter one as it is.
+    """Scale an update down to the L2 norm `clip_norm`, up to float64 rounding; leave a shorter one as it is.
 
     Entries are divided by the largest before they are squared, so neither 1e300 overflows nor 1e-300 vanishes.
 

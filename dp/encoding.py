@@ -2,14 +2,16 @@
 
 Rules:
 
-- The privacy guarantee is `||q||² ≤ B²` on the integers that leave `IntegerEncoder`, checked after rounding. Float error in clipping and scaling can
-  cost accuracy, never privacy.
-- One privacy unit (a client's update, or one record's gradient) is clipped, rounded and checked on its own; only then may units be added.
+- The privacy guarantee is `||q||² ≤ B²` on the integers that leave `IntegerEncoder`, checked after rounding. Float
+  error in clipping and scaling can cost accuracy, never privacy.
+- One privacy unit (a client's update, or one record's gradient) is clipped, rounded and checked on its own; only then
+  may units be added.
 - Rounding is stochastic, hence unbiased. Its coins depend on no data, and no coin outcome can break the bound.
-- A ring too small for the sum is refused by `required_bits` before the round: a wrapped sum looks like any other.
+- A ring that `required_bits` finds wide enough never wraps: a wrapped sum looks like any other.
 
-Source: integer bound in place of the papers' conditional rounding; the two high-probability norms of a rounded vector are those of Kairouz, Liu,
-Steinke, "The Distributed Discrete Gaussian Mechanism", ICML 2021 (arXiv 2102.06387), section 4.2.
+Source: the sure and the probable norm of a stochastically rounded vector are those of Kairouz, Liu, Steinke, "The
+Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation", ICML 2021 (arXiv 2102.06387).
+They repeat the rounding until it fits; here the clip leaves room for it and the rare excess is cut off.
 """
 
 import math
@@ -25,7 +27,7 @@ from .errors import CapacityError
 from .samplers import FloatMatrix, FloatVector, Int64Vector, RandomBytes, UInt32Vector
 
 MAX_INT_BOUND: Final = 1 << 26
-"""Largest B. Its square is far below 2⁵³, so float64 decides `||q||² ≤ B²` exactly; it is already finer than a float32 gradient."""
+"""Largest B: finer than a float32 gradient, and float64 still decides `||q||² ≤ B²` exactly, as B² < 2⁵³."""
 
 _MAX_RECORDS = 1 << 26  # the sum of this many encoded records still is an exact float64
 _CHUNK = 1 << 16  # coins at a time, so that they stay in cache
@@ -63,7 +65,8 @@ class IntegerEncoder:
             rand: Source of the rounding coins; 4·d bytes are consumed whatever the data.
 
         Returns:
-            int64[d] with `||q||² ≤ B²` in exact integers. Unbiased, but for a relative shrink below 8·√d/B... of units near the clip norm.
+            int64[d] with `||q||² ≤ B²` in exact integers. Its mean is the update in steps of clip_norm / B, clipped at
+            about (1 - d/(8B²) - 4/B)·clip_norm, which leaves rounding the room it needs.
 
         Raises:
             UnsafeUpdateError: The update is not a finite float vector.
@@ -75,8 +78,9 @@ class IntegerEncoder:
     def encode_records(self, records: FloatMatrix, *, rand: RandomBytes) -> Int64Vector:
         """Encode every row as a unit of its own and add the results.
 
-        Row i is rounded with bytes 4·d·i to 4·d·(i+1) of the stream, whatever the data. A record thus brings its own coins and takes them along when
-        it is removed: for the same coins of the others, the sum moves by exactly that record's integers, at most B in L2.
+        Row i is rounded with bytes 4·d·i to 4·d·(i + 1) of the stream, whatever the data. A record thus brings its own
+        coins and takes them along when it is removed: with the others' coins unchanged, the sum moves by exactly that
+        record's integers, at most B in L2.
 
         Args:
             records: float64[b, d] or float32[b, d]; b may be 0.
@@ -104,7 +108,8 @@ class IntegerEncoder:
 
         Args:
             total: int64[d], a sum of encoded units, with or without noise.
-            denominator: What the sum is divided by: a public number, such as the count of survivors; never a count that depends on private data.
+            denominator: What the sum is divided by: a public number, such as the count of survivors; never a count that
+                depends on private data.
 
         Returns:
             float64[d] in units of the update.
@@ -114,16 +119,22 @@ class IntegerEncoder:
         """
         if not (denominator > 0 and math.isfinite(denominator)):
             raise ValueError(f"denominator must be positive and finite, got {denominator}")
-        return total * (self.clip_norm / self.int_bound) / denominator
+        decoded: FloatVector = total.astype(np.float64)
+        decoded *= self.clip_norm / self.int_bound
+        decoded /= denominator
+        return decoded
 
     def _require_capacity(self, length: int) -> None:
         """Refuse dimensions at which B < 8·√d."""
         if self.int_bound**2 < 64 * length:
             needed = math.isqrt(64 * length - 1) + 1
-            raise CapacityError(f"int_bound {self.int_bound} is too small for {length} coordinates: at least {needed} is needed (8 sqrt(d))")
+            raise CapacityError(
+                f"int_bound {self.int_bound} is too small for {length} coordinates: "
+                f"at least {needed} is needed (8 times the square root)"
+            )
 
     def _first_clip(self, length: int) -> float:
-        """Clip norm low enough that rounding seldom or never lifts a unit above B: the better of the sure and the probable bound."""
+        """Clip norm from which rounding does not lead beyond B: the better of the sure and the probable bound."""
         bound, root = self.int_bound, math.sqrt(length)
         probable = bound**2 - length / 4 - _OVERSHOOT * (bound + root / 2)
         return self.clip_norm / bound * max(bound - root, math.sqrt(max(probable, 0.0)))
@@ -135,7 +146,8 @@ class IntegerEncoder:
         scale = self.int_bound / self.clip_norm
         for start in range(0, encoded.size, _CHUNK):
             part = encoded[start : start + _CHUNK]
-            # 32 bits are enough: they bias a coordinate by at most 2^-32 of a step, and the bound below holds for every outcome.
+            # 32 bits are enough: their grid and the float addition bias a coordinate by less than 2⁻²⁶ of one step,
+            # and the norm bound holds for every outcome, so privacy does not rest on the coins at all.
             coins = np.frombuffer(rand(4 * part.size), dtype="<u4", count=part.size)
             part *= scale
             part += coins * 2.0**-32
@@ -146,8 +158,10 @@ class IntegerEncoder:
 def _lower_norm(integers: FloatVector, *, bound: int) -> FloatVector:
     """Bring integers, held as float64, to `||q||² ≤ bound²`, in place.
 
-    The comparison is exact for any `bound` up to 2²⁶: sums of squares below 2⁵³ are exact in any order, and rounding cannot bring a larger one
-    back below 2⁵³. The loop ends: the factor is below 1 - 2⁻²⁰, so truncation takes at least 1 from every non-zero magnitude; one pass is normal.
+    The comparison is exact for any `bound` up to 2²⁶: sums of squares below 2⁵³ are exact in any order, and rounding
+    cannot bring a larger one back below 2⁵³. One pass is enough, since truncation only shortens and 2⁻²⁰ outweighs
+    every float error of the factor. Were it not, the loop would still end: each pass takes at least 1 from every
+    non-zero magnitude, down to the zero vector.
     """
     while (squared := float(np.dot(integers, integers))) > bound**2:
         integers *= bound / math.sqrt(squared) * (1 - 2.0**-20)
@@ -156,7 +170,7 @@ def _lower_norm(integers: FloatVector, *, bound: int) -> FloatVector:
 
 
 def to_ring(integers: Int64Vector, *, modulus_bits: int) -> UInt32Vector:
-    """Reduce integers modulo 2^modulus_bits, in two's complement. Values outside the centred range wrap: that is what a ring does.
+    """Reduce integers modulo 2^modulus_bits, in two's complement; values outside the centred range wrap.
 
     Args:
         integers: int64[d].
@@ -198,8 +212,8 @@ def from_ring(words: UInt32Vector, *, modulus_bits: int) -> Int64Vector:
 def required_bits(*, units: int, int_bound: int, stddev: float) -> int:
     """Smallest ring in which a noised sum of encoded units cannot wrap: least b with 2^(b-1) > units·B + 7.5·stddev.
 
-    All units may put their whole norm on one and the same coordinate and still fit; only noise beyond 7.5 standard deviations can wrap, with
-    probability below 1e-13 per coordinate.
+    All units may put their whole norm on one and the same coordinate and still fit; only noise beyond 7.5 standard
+    deviations can wrap, with probability below 1e-13 per coordinate.
 
     Args:
         units: Number of units in the sum, at most.

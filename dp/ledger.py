@@ -2,27 +2,26 @@
 
 Rules:
 
-- Reserve the worst case before noise is drawn; commit what really happened afterwards. An unfinished reservation counts as spent.
-- Events are kept whole; epsilons are views of them. What decides is a sum of integers: the Rényi divergence of each event at the one
-  order fixed at creation, in units of 1e-12, rounded up against a limit rounded down. No spend is too small to count.
-- A release that would pass the limit is refused before it happens. One fixed order is what makes this sound when rounds are chosen
-  adaptively; the displayed epsilon takes the minimum over orders and is a reading of the past, not a permission.
-- Append only. Every transition is a new entry, bound to all earlier ones by its SHA-256 digest. The state is always derived by replaying
-  the entries, so nothing is read that was not checked.
-- Fail closed. A missing, foreign, damaged or newer file is refused and never replaced: an empty ledger is a budget reset to zero.
-- The chain shows alteration. It cannot show that the newest entries were cut off, or the file replaced by an older copy: pin `head` on
-  another machine and hand it to `verify`. Back up with SQLite's `VACUUM INTO`; a plain copy may miss the `-wal` file beside the ledger.
-- Every process and every thread opens its own. The file lies on a local file system: SQLite's locks are not safe on network ones.
+- Reserve the worst case before noise is drawn, commit what happened afterwards. Unfinished reservations count as spent.
+- Events are kept whole, epsilons are views of them. What decides is a sum of integers: the Rényi divergence of each
+  event at the one order fixed at creation, in units of 1e-12, rounded up against a limit rounded down.
+- What would pass the limit is refused before it happens. The fixed order makes this sound for rounds chosen adaptively;
+  the displayed epsilon is the minimum over orders: a reading of the past, not a permission.
+- Append only: each transition is a new entry, bound by SHA-256 to all before it. State is the replay of the entries.
+- Fail closed: a missing, foreign, damaged or newer file is refused, never replaced. An empty ledger is a reset budget.
+- The chain shows alteration. It cannot show that the newest entries were cut off or the file was replaced by an older
+  copy: pin `head` on another machine and give it to `verify`. Back up with `VACUUM INTO`, not by copying one file.
+- Each process and thread opens its own, on a local file system: SQLite's locks are not safe on network ones.
 
-Source: Feldman, Zrnic, "Individual Privacy Accounting via a Rényi Filter", NeurIPS 2021 (stopping rule at a fixed order).
+Source: Feldman, Zrnic, "Individual Privacy Accounting via a Rényi Filter", NeurIPS 2021 (stopping rule, fixed order).
 
 Example:
-    >>> event = SkellamEvent(l2_squared=Fraction(1000**2), l1=Fraction(30_000), variance=Fraction(4096**2), dimension=900)
-    >>> with PrivacyLedger.create(":memory:", budget=PrivacyBudget(epsilon=4.0, delta=1e-6, unit="client", order=8)) as ledger:
-    ...     before = ledger.state().rounds_left(event)
+    >>> event = SkellamEvent(l2_squared=Fraction(10**6), l1=Fraction(30_000), variance=Fraction(4096**2), dimension=900)
+    >>> budget = PrivacyBudget(epsilon=4.0, delta=1e-6, unit="client", order=8)
+    >>> with PrivacyLedger.create(":memory:", budget=budget) as ledger:
     ...     ledger.charge(ledger.reserve(event, request_id="round 1"))
-    ...     before - ledger.state().rounds_left(event)
-    1
+    ...     ledger.state().rounds_left(event)
+    9
 """
 
 import functools
@@ -37,34 +36,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
+from typing import NamedTuple
 
 from .accounting import ORDERS, SkellamEvent, epsilon, rdp_budget
 from .errors import BudgetExceededError, LedgerError, UnaccountableError
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = int.from_bytes(b"SALG", "big")  # tells our files from other SQLite databases
-MAX_REQUEST_ID_LENGTH = 256  # a name for a round, not a place for data
-LOCK_TIMEOUT_SECONDS = (
-    30  # a writer holds the lock for a millisecond; a longer wait means that a process hangs in a transaction
-)
+LOCK_TIMEOUT_SECONDS = 30  # writers hold the lock for a millisecond; a longer wait means that one hangs
 
-_AMOUNTS_PER_UNIT = 10**12
+_UNITS = 10**12
 _ANCHOR = hashlib.sha256(b"secagg/v1/ledger").digest()  # stands before entry 0
-_CHECKPOINT_ENTRIES = 256
-# Another numpy or C library may compute a divergence that differs in its last bits; a larger difference is another event or formula.
-_RECOMPUTE_PARTS = 10**9
 _ADVICE = "restore the ledger from a backup; an empty one would reset the budget"
-
-# transition -> the transition that the request must be in
-_AFTER = {"reserve": None, "commit": "reserve", "release": "reserve"}
-
-# The request id and the transition live in the document alone, so an index entry cannot contradict what was hashed.
+# Before SQLite 3.51.3, automatic checkpoints that race with a writer can lose commits: `_writing` makes exclusive ones.
+_SETTINGS = ("PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 0")
+# The fields of the index live in the document alone: no column can contradict what was hashed.
 _SCHEMA = (
     "CREATE TABLE entry (sequence INTEGER PRIMARY KEY, document TEXT NOT NULL, digest BLOB NOT NULL)",
-    "CREATE UNIQUE INDEX once ON entry (json_extract(document, '$.request_id'), json_extract(document, '$.transition'))",
-    "CREATE TRIGGER no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
-    "CREATE TRIGGER no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
+    "CREATE UNIQUE INDEX one_each"
+    " ON entry (json_extract(document, '$.request_id'), json_extract(document, '$.transition'))",
+    "CREATE TRIGGER no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'append-only'); END",
+    "CREATE TRIGGER no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'append-only'); END",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
@@ -72,37 +64,27 @@ _SCHEMA = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyBudget:
-    """What may be spent in all, fixed when a ledger is created.
-
-    Attributes:
-        epsilon: bound on the privacy loss, > 0 and large enough for `order` to certify it.
-        delta: failure probability, in (0, 1).
-        unit: what is protected, in words ("client", "record"); shown next to every epsilon.
-        order: Rényi order at which spending is summed and refused, one of `ORDERS`. `accounting.best_order` of the planned rounds fits most.
-
-    Raises:
-        ValueError: a value is outside its bound.
-    """
+    """What may be spent in all; `ValueError` if a value is out of bounds or `order` cannot certify `epsilon`."""
 
     epsilon: float
     delta: float
-    unit: str
-    order: int
+    unit: str  # what is protected, in words: "client", "record"
+    order: int  # of `ORDERS`; `accounting.best_order` of the planned rounds lets most of them fit
 
     def __post_init__(self) -> None:
         if not self.unit:
             raise ValueError("unit must name what the budget protects, got an empty text")
-        rdp_budget(self.order, self.epsilon, self.delta)  # raises on every other bad value
+        rdp_budget(self.order, self.epsilon, self.delta)
 
     @property
     def filter_limit(self) -> int:
         """Divergence at `order` that converts to `epsilon`, in units of 1e-12, rounded down."""
-        return math.floor(Fraction(rdp_budget(self.order, self.epsilon, self.delta)) * _AMOUNTS_PER_UNIT)
+        return math.floor(Fraction(rdp_budget(self.order, self.epsilon, self.delta)) * _UNITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """A worst case that is already counted as spent: `event` at `amount` (units of 1e-12), under the caller's `request_id`."""
+    """A worst case that counts as spent: `event`, at `amount` (units of 1e-12), under the caller's `request_id`."""
 
     request_id: str
     event: SkellamEvent
@@ -111,7 +93,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One link of the chain: `digest` = SHA-256(`previous` | `document` in UTF-8), both digests in hex, `document` in canonical JSON."""
+    """A link of the chain: `digest` = SHA-256(`previous` | `document`), both in hex; the document is canonical JSON."""
 
     sequence: int
     previous: str
@@ -119,44 +101,26 @@ class LedgerEntry:
     digest: str
 
     def to_dict(self) -> dict[str, object]:
-        """The entry as plain JSON types, with the fields of the document at top level."""
-        return {
-            "sequence": self.sequence,
-            "previous": self.previous,
-            "digest": self.digest,
-            **json.loads(self.document),
-        }
+        """Plain JSON types, the fields of the document at top level."""
+        fields: dict[str, object] = json.loads(self.document)
+        return fields | {"sequence": self.sequence, "previous": self.previous, "digest": self.digest}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerState:
-    """The ledger at one moment. Reserved rounds count as spent at their worst case, committed ones at what happened.
+    """The ledger at one moment. Reserved rounds count at their worst case, committed ones at what happened."""
 
-    Attributes:
-        epsilon: spent so far at `delta`, the minimum over all orders; for display.
-        limit_epsilon: the budget.
-        delta: failure probability of both epsilons.
-        unit: what is protected.
-        order: Rényi order that decides.
-        filter_spent: summed divergence at `order`, units of 1e-12.
-        filter_limit: what `filter_spent` never passes.
-        rounds_committed: rounds that took place.
-        rounds_reserved: rounds begun and not finished.
-        rounds_released: rounds given back unspent.
-        head: digest of the newest entry, hex; pin it elsewhere.
-    """
-
-    epsilon: float
+    epsilon: float  # spent at `delta`, minimum over all orders: for display
     limit_epsilon: float
     delta: float
     unit: str
     order: int
-    filter_spent: int
+    filter_spent: int  # divergence at `order`, units of 1e-12: what decides
     filter_limit: int
     rounds_committed: int
-    rounds_reserved: int
+    rounds_reserved: int  # begun and not finished
     rounds_released: int
-    head: str
+    head: str  # digest of the newest entry, hex
 
     def rounds_left(self, event: SkellamEvent) -> int:
         """How many more releases like `event` fit."""
@@ -164,33 +128,25 @@ class LedgerState:
 
 
 class PrivacyLedger:
-    """One privacy budget in one file, shared by any number of processes. Build it with `create` or `open`; a context manager.
+    """One privacy budget in one file, for any number of processes; a context manager, made by `create` or `open`.
 
-    Every method raises `LedgerError` if the file cannot be used or an entry does not follow from the ones before it.
+    Guarantee: the amounts of all requests never sum to more than the limit, whoever writes at the same time; what a
+    method has written when it returns survives `kill -9` and loss of power.
 
-    Guarantee: the sum of the amounts of all requests never passes the limit, whoever writes at the same time; and what `reserve` or
-    `commit` returned is on disk, so it survives `kill -9` and loss of power.
+    Every method raises `LedgerError` when the file cannot be used or an entry does not follow from those before it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Connects to an existing file; for `create` and `open` only."""
         self._name = os.fspath(path)
         self._owner = os.getpid()
         self._chain = _Chain()
         target = "file::memory:" if self._name == ":memory:" else Path(path).resolve().as_uri() + "?mode=rw"
         with _storage_errors(self._name):
             self._connection = sqlite3.connect(target, uri=True, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None)
-            self._connection.execute("PRAGMA synchronous = FULL")
-            # SQLite before 3.51.3 may lose commits if two automatic checkpoints race with a writer; `_transaction` makes exclusive ones.
-            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], *, budget: PrivacyBudget) -> "PrivacyLedger":
-        """Starts an empty ledger in a new file that only its owner can read (mode 0600).
-
-        Args:
-            path: a file that does not exist, or ":memory:" for a ledger that dies with the object (simulations).
-            budget: what may be spent in all.
+        """Starts a ledger in a new file of mode 0600, or in ":memory:" (gone with the object: for simulations).
 
         Raises:
             LedgerError: the path exists, or cannot be written.
@@ -199,121 +155,95 @@ class PrivacyLedger:
             try:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             except OSError as error:
-                raise LedgerError(
-                    f"cannot create a privacy ledger at {path} ({error.strerror}); an existing one is opened, never overwritten"
-                ) from error
+                raise LedgerError(f"{path}: {error.strerror}; a ledger is created once and then opened") from error
         ledger = cls(path)
         with ledger._database() as database:
-            # Where WAL is impossible SQLite keeps its rollback journal: slower, no less safe.
-            database.execute("PRAGMA journal_mode = WAL")
+            # Where WAL is impossible, SQLite keeps its rollback journal.
+            for statement in ("PRAGMA journal_mode = WAL", *_SETTINGS, "BEGIN IMMEDIATE", *_SCHEMA):
+                database.execute(statement)
             with database:
-                database.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    database.execute(statement)
-                ledger._append({"transition": "create", "budget": asdict(budget), "filter_limit": budget.filter_limit})
+                ledger._append("create", budget=asdict(budget), amount=budget.filter_limit)
         return ledger
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "PrivacyLedger":
-        """Opens an existing ledger. The chain is checked on first use, or by `verify`.
+        """Opens an existing ledger. The chain is checked at first use, or by `verify`.
 
         Raises:
-            LedgerError: there is no such file, it is no ledger, or a newer version wrote it. The file is left as it is.
+            LedgerError: there is no file, it is no ledger, or a newer version wrote it. It is left as it is.
         """
         if not Path(path).is_file():
-            raise LedgerError(
-                f"there is no privacy ledger at {path}: {_ADVICE}. Only data never released before starts with `create`"
-            )
+            raise LedgerError(f"no privacy ledger at {path}: {_ADVICE}. Only data never released before gets a new one")
         with ExitStack() as on_error:
             ledger = cls(path)
             on_error.callback(ledger.close)
             with ledger._database() as database:
-                application_id = database.execute("PRAGMA application_id").fetchone()[0]
-                version = database.execute("PRAGMA user_version").fetchone()[0]
+                for statement in _SETTINGS:
+                    database.execute(statement)
+                (application_id,) = database.execute("PRAGMA application_id").fetchone()
+                (version,) = database.execute("PRAGMA user_version").fetchone()
             if application_id != APPLICATION_ID:
-                raise LedgerError(
-                    f"{path} is not a privacy ledger (application id {application_id}): check the path, or {_ADVICE}"
-                )
+                raise LedgerError(f"{path} is not a privacy ledger (application id {application_id}): {_ADVICE}")
             if version != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"{path} has ledger schema {version}, this version reads {SCHEMA_VERSION}: upgrade secagg to open it"
-                )
+                raise LedgerError(f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: upgrade secagg")
             on_error.pop_all()
         return ledger
 
     def close(self) -> None:
-        """Closes the file; what was written stays. May be called twice."""
+        """Closes the file. May be called twice."""
         self._connection.close()
 
     def __enter__(self) -> "PrivacyLedger":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def reserve(self, event: SkellamEvent, *, request_id: str) -> Reservation:
         """Counts the worst case of one release as spent, before anything is noised.
 
-        Asking again for an unfinished request returns the same reservation, so a crashed caller may retry. One request is one release:
-        a finished request cannot be reserved again.
+        Asking again for an unfinished request returns the same reservation, so that a caller may retry after a crash.
 
         Args:
             event: the most that the release can cost.
-            request_id: the caller's own name for it, unique per release: 1 to 256 printable characters.
+            request_id: the caller's name for this one release, printable.
 
         Raises:
             BudgetExceededError: it does not fit; nothing was recorded.
-            LedgerError: `request_id` stands for another event, or is finished.
-            ValueError: `request_id` is no such text.
+            LedgerError: `request_id` stands for another event or a finished release.
+            ValueError: `request_id` is empty or not printable.
         """
-        if not (0 < len(request_id) <= MAX_REQUEST_ID_LENGTH and request_id.isprintable()):
-            raise ValueError(
-                f"request_id must be 1 to {MAX_REQUEST_ID_LENGTH} printable characters, got {request_id!r:.300}"
-            )
+        if not (request_id and request_id.isprintable()):
+            raise ValueError(f"request_id must be a printable text, got {request_id!r}")
         amount = self._amount(event)
-        with self._transaction() as chain:
+        with self._writing() as chain:
             known = chain.requests.get(request_id)
             if known is None:
                 if chain.spent + amount > chain.limit:
-                    raise BudgetExceededError(_refusal(chain, request_id, event, amount))
-                self._append_transition("reserve", request_id, event, amount)
+                    raise BudgetExceededError(self._refusal(request_id, amount))
+                self._append("reserve", request_id=request_id, event=event.to_dict(), amount=amount)
                 return Reservation(request_id=request_id, event=event, amount=amount)
-            if known.reservation.event != event:
-                raise LedgerError(
-                    f"request {request_id!r} was reserved for another event; a new release needs a new request_id"
-                )
-            if known.transition != "reserve":
-                raise LedgerError(
-                    f"request {request_id!r} is finished ({known.transition}); a new release needs a new request_id"
-                )
+            if (known.transition, known.event) != ("reserve", event):
+                raise LedgerError(f"request {request_id!r} is at {known.transition!r} of {known.event}: use a new id")
             return known.reservation
 
     def commit(self, reservation: Reservation, event: SkellamEvent) -> None:
-        """Replaces the reserved worst case by what happened. Repeating it changes nothing.
-
-        Args:
-            reservation: as `reserve` returned it.
-            event: the release with its actual survivors, never more expensive than the reserved one.
+        """Replaces the reserved worst case by what happened, at no more than it. Repeating it changes nothing.
 
         Raises:
-            LedgerError: `event` costs more than was reserved, the reservation is unknown, or it is finished in another way.
+            LedgerError: `event` costs more than was reserved; the reservation is unknown, or finished in another way.
         """
         amount = reservation.amount if event == reservation.event else self._amount(event)
         if amount > reservation.amount:
-            raise LedgerError(
-                f"request {reservation.request_id!r} reserved {reservation.amount} and cannot commit {amount} (units of 1e-12): "
-                "the release was not the reserved one"
-            )
+            raise LedgerError(f"{reservation} is too small to commit {amount}: the release was not the reserved one")
         self._finish("commit", reservation, event, amount)
 
     def charge(self, reservation: Reservation) -> None:
-        """Commits the reserved worst case: for every round of which it is not certain what left this machine."""
+        """Commits the reserved worst case: for every round of which it is uncertain what left this machine."""
         self.commit(reservation, reservation.event)
 
     def release(self, reservation: Reservation) -> None:
-        """Gives a reservation back. Only for a round of which nothing noised was ever sent. Repeating it changes nothing.
+        """Gives a reservation back, if nothing of its release left this machine. Repeating it changes nothing.
 
         Raises:
             LedgerError: the reservation is unknown, or committed.
@@ -321,9 +251,8 @@ class PrivacyLedger:
         self._finish("release", reservation, reservation.event, 0)
 
     def state(self) -> LedgerState:
-        """What was spent and what is left, entries of other processes included."""
-        self._catch_up()
-        chain = self._chain
+        """What is spent and what is left, including what other processes wrote."""
+        chain = self._replay(self._chain)
         return LedgerState(
             epsilon=epsilon(+chain.events, delta=chain.budget.delta),
             limit_epsilon=chain.budget.epsilon,
@@ -335,123 +264,111 @@ class PrivacyLedger:
             rounds_committed=chain.rounds["commit"],
             rounds_reserved=chain.rounds["reserve"],
             rounds_released=chain.rounds["release"],
-            head=chain.head.hex(),
+            head=chain.heads[-1].hex(),
         )
 
     @property
     def head(self) -> str:
         """Digest of the newest entry, hex: what to pin on another machine."""
-        self._catch_up()
-        return self._chain.head.hex()
+        return self._replay(self._chain).heads[-1].hex()
 
     def entries(self) -> Iterator[LedgerEntry]:
-        """All entries, oldest first, each checked before it is handed out.
-
-        Raises:
-            LedgerError: at the first entry that does not follow from the ones before it.
-        """
+        """All entries, oldest first; raises `LedgerError` at the first that does not follow from those before it."""
         chain = _Chain()
         for sequence, document, digest in self._rows(0):
-            previous = chain.head.hex()
+            previous = chain.heads[-1].hex()
             chain.append(sequence, document, digest)
             yield LedgerEntry(sequence=sequence, previous=previous, document=document.decode(), digest=digest.hex())
 
     def verify(self, *, expected_head: str | None = None) -> str:
-        """Recomputes the whole chain, every amount and the limit, and checks the file's own structure.
+        """Recomputes the chain, all amounts and the limit, and checks the file's structure.
 
         Args:
-            expected_head: a `head` noted earlier; the chain must pass through it. Without it, missing newest entries go unnoticed.
+            expected_head: a `head` noted earlier, which the chain must contain. Without it a cut-off end stays unseen.
 
         Returns:
             The present head, hex.
 
         Raises:
-            LedgerError: names the first bad entry and what is wrong with it.
+            LedgerError: names the first bad entry.
         """
-        chain = _Chain(recompute=True)
-        heads = set()
-        for row in self._rows(0):
-            chain.append(*row)
-            heads.add(chain.head.hex())
-        if not heads:
-            raise LedgerError(f"entry 0 of {self._name} is missing; {_ADVICE}")
-        if expected_head is not None and expected_head not in heads:
-            raise LedgerError(
-                f"{self._name} does not pass through the head {expected_head}: newer entries are missing; {_ADVICE}"
-            )
+        chain = self._replay(_Chain(recompute=True))
+        if expected_head is not None and expected_head not in {head.hex() for head in chain.heads}:
+            raise LedgerError(f"{self._name} does not contain {expected_head}: its end was cut off; {_ADVICE}")
         with self._database() as database:
-            report = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            (report,) = database.execute("PRAGMA integrity_check(1)").fetchone()
         if report != "ok":
             raise LedgerError(f"{self._name} is damaged ({report}); {_ADVICE}")
-        return chain.head.hex()
+        return chain.heads[-1].hex()
 
     def _amount(self, event: SkellamEvent) -> int:
         """Cost of `event` at this ledger's order; computed outside the write lock."""
-        self._catch_up()
-        return _amount(event, self._chain.budget.order)
+        return _amount(event, self._replay(self._chain).budget.order)
 
     def _finish(self, transition: str, reservation: Reservation, event: SkellamEvent, amount: int) -> None:
-        """Appends the second and last transition of a request."""
-        with self._transaction() as chain:
+        """Writes the last transition of a request, unless it stands already."""
+        with self._writing() as chain:
             known = chain.requests.get(reservation.request_id)
             if known is None or known.reservation != reservation:
-                raise LedgerError(f"{self._name} holds no such reservation for request {reservation.request_id!r}")
+                raise LedgerError(f"{self._name} holds no {reservation}")
             if (known.transition, known.event) == (transition, event):
                 return
-            if known.transition != _AFTER[transition]:
-                raise LedgerError(
-                    f"request {reservation.request_id!r} is finished otherwise ({known.transition}): no {transition}"
-                )
-            self._append_transition(transition, reservation.request_id, event, amount)
+            if known.transition != "reserve":
+                raise LedgerError(f"cannot {transition} {reservation}: it is at {known.transition!r} of {known.event}")
+            self._append(transition, request_id=reservation.request_id, event=event.to_dict(), amount=amount)
 
-    def _append_transition(self, transition: str, request_id: str, event: SkellamEvent, amount: int) -> None:
-        """Writes one transition, inside the caller's transaction."""
-        self._append({"transition": transition, "request_id": request_id, "event": event.to_dict(), "amount": amount})
-
-    def _append(self, fields: dict[str, object]) -> None:
-        """Writes one entry; the chain learns of it when it is read back after the commit."""
-        document = _canonical(fields)
-        row = (self._chain.length, document, _digest(self._chain.head, document.encode()))
+    def _append(self, transition: str, **fields: object) -> None:
+        """Writes one entry inside the caller's transaction; the chain learns of it by reading it back later."""
+        document, heads = _canonical({"transition": transition, **fields}), self._chain.heads
+        row = (len(heads) - 1, document, _digest(heads[-1], document.encode()))
         self._connection.execute("INSERT INTO entry VALUES (?, ?, ?)", row)
 
     @contextmanager
-    def _transaction(self) -> Iterator["_Chain"]:
-        """The only writer, having read everything written before; commits on leaving, rolls back on any error."""
+    def _writing(self) -> Iterator["_Chain"]:
+        """The only writer, aware of all entries; commits when left, and rolls back on any error."""
         with self._database() as database:
             with database:
                 database.execute("BEGIN IMMEDIATE")
-                self._catch_up()
-                yield self._chain
-            if self._chain.length % _CHECKPOINT_ENTRIES == 0:
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                yield self._replay(self._chain)
+            if len(self._chain.heads) % 256 == 0:
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # keeps other writers out while it works
 
-    def _catch_up(self) -> None:
-        """Replays what was written since the last look, and makes sure that what was seen then is still there."""
-        seen = self._chain.length
-        rows = self._rows(max(0, seen - 1))
-        if not rows or (seen and rows[0][2] != self._chain.head):
-            raise LedgerError(f"entry {max(0, seen - 1)} of {self._name} is missing or was replaced; {_ADVICE}")
-        for row in rows[1:] if seen else rows:
-            self._chain.append(*row)
+    def _replay(self, chain: "_Chain") -> "_Chain":
+        """Brings `chain` up to the newest entry."""
+        for row in self._rows(len(chain.heads) - 1):
+            chain.append(*row)
+        if len(chain.heads) == 1:
+            raise LedgerError(f"entry 0 of {self._name} is missing; {_ADVICE}")
+        return chain
 
     def _rows(self, start: int) -> list[tuple[int, bytes, bytes]]:
-        """Entries from `start` on, in one consistent snapshot; casts keep a damaged text from failing before its entry is named."""
-        query = "SELECT sequence, CAST(document AS BLOB), CAST(digest AS BLOB) FROM entry WHERE sequence >= ? ORDER BY sequence"
+        """Entries from `start` on, as one snapshot; as bytes, so that damaged text fails where its entry is named."""
+        query = "SELECT sequence, CAST(document AS BLOB), CAST(digest AS BLOB) FROM entry"
         with self._database() as database:
-            return database.execute(query, (start,)).fetchall()
+            return database.execute(f"{query} WHERE sequence >= ? ORDER BY sequence", (start,)).fetchall()
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """The connection, with typed errors; refused in a forked child, where SQLite's locks no longer hold."""
+        """The connection, with typed errors; refused in a forked child, where SQLite's locks do not hold."""
         if os.getpid() != self._owner:
-            raise LedgerError(f"{self._name} was opened by process {self._owner}; a forked process must open it again")
+            raise LedgerError(f"{self._name} was opened by process {self._owner}; a forked process opens its own")
         with _storage_errors(self._name):
             yield self._connection
 
+    def _refusal(self, request_id: str, amount: int) -> str:
+        """Why a request does not fit. At one order, an excess of divergence is the same excess of epsilon."""
+        state = self.state()
+        left = state.filter_limit - state.filter_spent
+        return (
+            f"request {request_id!r} is refused: it costs {amount / _UNITS:.6g}; {state.filter_spent / _UNITS:.6g} of"
+            f" {state.filter_limit / _UNITS:.6g} is spent (Rényi divergence at order {state.order}). Epsilon is"
+            f" {state.epsilon:.4g} of {state.limit_epsilon:g} per {state.unit} at delta {state.delta:g}; this would"
+            f" exceed the budget by {(amount - left) / _UNITS:.4g}. Rounds left at this cost: {left // amount}"
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """Where one request stands: its newest transition, with the event and the amount of that."""
+
+class _Request(NamedTuple):
+    """Where a request stands: its newest transition, with the event and the amount of that."""
 
     reservation: Reservation
     transition: str
@@ -460,12 +377,11 @@ class _Request:
 
 
 class _Chain:
-    """The replay of the entries: the only place where they are read, checked and added up."""
+    """The replay of the entries: where they are checked and added up."""
 
     def __init__(self, *, recompute: bool = False) -> None:
-        self.length = 0
-        self.head = _ANCHOR
-        self.budget: PrivacyBudget  # set by entry 0, like `limit`
+        self.heads = [_ANCHOR]
+        self.budget: PrivacyBudget  # with `limit`, from entry 0
         self.limit = 0
         self.spent = 0
         self.requests: dict[str, _Request] = {}
@@ -474,58 +390,49 @@ class _Chain:
         self._recompute = recompute
 
     def append(self, sequence: int, document: bytes, digest: bytes) -> None:
-        """Takes the next entry, or raises `LedgerError` and stays as it was."""
-        if sequence != self.length:
-            raise LedgerError(f"entry {self.length} is missing (found {sequence}); {_ADVICE}")
-        if _digest(self.head, document) != digest:
-            raise LedgerError(
-                f"entry {sequence} was altered: its digest does not follow from the entry before it; {_ADVICE}"
-            )
+        """Takes the next entry; `LedgerError` if it does not follow from those before it."""
+        if sequence != len(self.heads) - 1:
+            raise LedgerError(f"entry {len(self.heads) - 1} is missing (found {sequence}); {_ADVICE}")
+        if _digest(self.heads[-1], document) != digest:
+            raise LedgerError(f"entry {sequence} was altered: its digest is not that of its content; {_ADVICE}")
         try:
             fields = json.loads(document)
             if sequence == 0:
-                self._begin(PrivacyBudget(**fields["budget"]), fields["filter_limit"])
+                self.budget, self.limit = PrivacyBudget(**fields["budget"]), fields["amount"]
+                self._check_number(self.limit, self.budget.filter_limit)
             else:
                 event = _read_event(_canonical(fields["event"]))
                 self._apply(fields["transition"], fields["request_id"], event, fields["amount"])
         except (KeyError, TypeError, ValueError, UnaccountableError) as error:
-            raise LedgerError(f"entry {sequence} is not a valid entry ({error}); {_ADVICE}") from error
-        self.length += 1
-        self.head = digest
-
-    def _begin(self, budget: PrivacyBudget, limit: int) -> None:
-        """Entry 0: the budget."""
-        if self._recompute:
-            _check_recomputed("limit", limit, budget.filter_limit)
-        self.budget = budget
-        self.limit = limit
+            raise LedgerError(f"entry {sequence} is not a valid entry ({error!r}); {_ADVICE}") from error
+        self.heads.append(digest)
 
     def _apply(self, transition: str, request_id: str, event: SkellamEvent, amount: int) -> None:
-        """Any later entry: one transition of one request, by the rules that its writer had to obey."""
+        """One transition of one request, under the rules of the writer."""
         before = self.requests.get(request_id)
-        if (before and before.transition) != _AFTER[transition]:
-            raise ValueError(f"{transition} of request {request_id!r} after {before and before.transition}")
-        ceiling = before.amount if before else self.limit - self.spent
-        if not 0 <= amount <= ceiling:
-            raise ValueError(f"{transition} of {amount}, where at most {ceiling} may stand")
-        counted = transition != "release"
-        if self._recompute:
-            _check_recomputed("amount", amount, _amount(event, self.budget.order) if counted else 0)
+        if (before and before.transition) != {"reserve": None, "commit": "reserve", "release": "reserve"}[transition]:
+            raise ValueError(f"{transition} of request {request_id!r} at {before}")
+        if not 0 <= amount <= (before.amount if before else self.limit - self.spent):
+            raise ValueError(f"amount {amount} is more than is left or was reserved")
+        self._check_number(amount, 0 if transition == "release" else _amount(event, self.budget.order))
         reservation = before.reservation if before else Reservation(request_id=request_id, event=event, amount=amount)
-        self.requests[request_id] = _Request(reservation=reservation, transition=transition, event=event, amount=amount)
-        self.rounds[transition] += 1
-        self.events[event] += counted
-        self.spent += amount
-        if before:
-            self.rounds[before.transition] -= 1
-            self.events[before.event] -= 1
-            self.spent -= before.amount
+        self.requests[request_id] = now = _Request(reservation, transition, event, amount)
+        for request, sign in ((before, -1), (now, 1)):
+            if request:
+                self.spent += sign * request.amount
+                self.rounds[request.transition] += sign
+                self.events[request.event] += sign * (request.amount > 0)
+
+    def _check_number(self, recorded: int, recomputed: int) -> None:
+        """Another numpy or C library may differ in the last bits of a float; more is another event or formula."""
+        if self._recompute and abs(recorded - recomputed) > 1 + recomputed // 10**9:
+            raise ValueError(f"recorded {recorded}, recomputed {recomputed}")
 
 
 @functools.lru_cache(maxsize=1024)
 def _amount(event: SkellamEvent, order: int) -> int:
-    """Divergence of `event` at `order`, in units of 1e-12, rounded up: never zero."""
-    return max(1, math.ceil(Fraction(float(event.rdp()[ORDERS.index(order)])) * _AMOUNTS_PER_UNIT))
+    """Divergence of `event` at `order`, in units of 1e-12, rounded up; never zero."""
+    return max(1, math.ceil(Fraction(float(event.rdp()[ORDERS.index(order)])) * _UNITS))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -534,40 +441,22 @@ def _read_event(document: str) -> SkellamEvent:
     return SkellamEvent.from_dict(json.loads(document))
 
 
-def _check_recomputed(what: str, recorded: int, recomputed: int) -> None:
-    """Recorded and recomputed numbers agree, but for the last bits of a float."""
-    if abs(recorded - recomputed) > 1 + recomputed // _RECOMPUTE_PARTS:
-        raise ValueError(f"the {what} is {recorded}, recomputed {recomputed}")
-
-
-def _refusal(chain: _Chain, request_id: str, event: SkellamEvent, amount: int) -> str:
-    """Why a request does not fit. At one order, divergence above the limit is epsilon above the budget, unit for unit."""
-    budget = chain.budget
-    spent = epsilon(+chain.events, delta=budget.delta)
-    excess = (chain.spent + amount - chain.limit) / _AMOUNTS_PER_UNIT
-    return (
-        f"request {request_id!r} is refused: it costs {amount}, and {chain.spent} of {chain.limit} are spent (units of 1e-12 at Rényi order "
-        f"{budget.order}). In words: epsilon {spent:.4g} of {budget.epsilon:g} is spent per {budget.unit} at delta {budget.delta:g}, and this "
-        f"release would pass the budget by {excess:.4g}; rounds left at this cost: {(chain.limit - chain.spent) // amount}"
-    )
-
-
 def _canonical(fields: object) -> str:
     """The one JSON text of plain fields: ASCII, sorted keys, no spaces."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
 
 def _digest(previous: bytes, document: bytes) -> bytes:
-    """SHA-256 that binds an entry to all before it."""
+    """Binds an entry to all before it."""
     return hashlib.sha256(previous + document).digest()
 
 
 @contextmanager
 def _storage_errors(name: str) -> Iterator[None]:
-    """Turns errors of SQLite into `LedgerError`."""
+    """Turns errors of SQLite into `LedgerError`; from damaged files, their texts may not even decode."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise LedgerError(
-            f"{name} cannot be used ({error}): free the file or the disk and try again, or {_ADVICE}"
+            f"{name} cannot be used ({error}): free the file and disk and try again, or {_ADVICE}"
         ) from error

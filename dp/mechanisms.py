@@ -1,13 +1,10 @@
-"""Distributed Skellam noise: every client adds a share, and the sum of the shares that survive is the noise of the
-release.
+"""Distributed Skellam noise: every client adds a share, and the shares that survive sum to the noise of the release.
 
 Rules:
 
-- Integers carry the guarantee. A unit's integer vector has exact norm <= `int_bound` before a share is added
-  (`dp.encoding` checks it).
-- The law is closed under addition: independent Skellam shares sum to Skellam noise whose variance is the sum. So
-  dropout and collusion change the variance and nothing else, and a share is never a continuous sample that is rounded
-  afterwards.
+- Integers carry the guarantee: `dp.encoding` has checked a unit's exact norm <= `int_bound` before a share is added.
+- The law is closed under addition: independent Skellam shares sum to Skellam noise whose variance is the sum. Dropout
+  and collusion change the variance and nothing else. A share is never a continuous sample that is rounded afterwards.
 - Shares are sized for the worst round that is accepted: `min_survivors` contribute and `max_colluders` of them hand
   their shares to the adversary. Dividing by all clients instead would void the claim with the first dropout.
 - Amplification only from a draw that stays inside the client (`RecordLevel`). The server of a secure aggregation knows
@@ -31,10 +28,9 @@ from .errors import CapacityError, UnaccountableError, UnsafeUpdateError
 from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_skellam
 from .units import ClientLevel, RecordLevel
 
-# A share thousands of steps wide has no privacy left to gain from finer steps; wider ones only make room for larger
-# vectors.
+# Thousands of steps wide, a share loses nothing to the continuous law; wider ones only make room for longer vectors.
 SHARE_STDDEVS = (4096, 8192, 16384, 32768, MAX_STDDEV)
-# With int_bound >= 8 sqrt(dimension), stochastic rounding adds under half a percent to a clipped unit's norm.
+# With int_bound >= 8 sqrt(dimension), stochastic rounding adds about 0.2 % to the norm of a clipped unit.
 ROUNDING_HEADROOM = 8
 
 _SEAL = object()
@@ -44,8 +40,7 @@ _SEAL = object()
 class DistributedSkellam:
     """One round's release: a sum of bounded integer vectors plus one Skellam share per surviving client.
 
-    Guarantee: as `event` states it, against anybody who sees the sum and knows the shares of up to `max_colluders`
-        survivors.
+    Guarantee: what `event` states, against anybody who sees the sum and knows the shares of `max_colluders` survivors.
 
     Attributes:
         int_bound: L2 norm bound B of one unit's integer vector, >= 1.
@@ -57,6 +52,7 @@ class DistributedSkellam:
         sampling_rate: rate of the secret per-record draw inside each client, in [2^-64, 1]; 1 without one.
 
     Raises:
+        TypeError: a rational field is not a `Fraction`.
         ValueError: a value is outside its bound; the message names both.
     """
 
@@ -69,16 +65,14 @@ class DistributedSkellam:
     sampling_rate: Fraction
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("int_bound", 1),
-            ("dimension", 1),
-            ("clients", 2),
-            ("min_survivors", 2),
-            ("max_colluders", 0),
-        ):
+        least = {"int_bound": 1, "dimension": 1, "clients": 2, "min_survivors": 2, "max_colluders": 0}
+        for name, bound in least.items():
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+            if type(value) is not int or value < bound:
+                raise ValueError(f"{name} must be an int >= {bound}, got {value!r}")
+        for name in ("share_variance", "sampling_rate"):
+            if not isinstance(getattr(self, name), Fraction):
+                raise TypeError(f"{name} must be a Fraction, got {getattr(self, name)!r}")
         if not 0 < self.share_variance <= MAX_STDDEV**2:
             raise ValueError(f"share_variance must be in (0, {MAX_STDDEV}^2], got {self.share_variance}")
         if self.min_survivors > self.clients:
@@ -93,11 +87,11 @@ class DistributedSkellam:
 
     @property
     def noise_multiplier(self) -> float:
-        """Standard deviation of the guaranteed noise over `int_bound`, comparable to z of a central Gaussian mechanism."""
+        """Guaranteed standard deviation over `int_bound`, comparable to z of a central Gaussian mechanism."""
         return math.sqrt((self.min_survivors - self.max_colluders) * self.share_variance) / self.int_bound
 
     def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
-        """One client's share: int64[dimension], mean 0, variance `share_variance` per coordinate. A release needs a fresh one."""
+        """One client's share, fresh for each release: int64[dimension], mean 0, `share_variance` per coordinate."""
         return sample_skellam(self.dimension, variance=self.share_variance, rand=rand)
 
     def privatize(self, integers: Int64Vector, *, rand: RandomBytes) -> "NoisedIntegers":
@@ -122,8 +116,11 @@ class DistributedSkellam:
         return NoisedIntegers(vector=integers + self.noise_share(rand=rand), mechanism=self, seal=_SEAL)
 
     def event(self, *, survivors: int, colluders: int | None = None) -> SkellamEvent:
-        """The release of a round to which `survivors` contributed, `colluders` of them (default `max_colluders`) with
-        known shares.
+        """The release of a round to which `survivors` contributed, some of them with shares known to the adversary.
+
+        Args:
+            survivors: how many contributed, in [min_survivors, clients].
+            colluders: how many of them collude. Without it, `max_colluders`.
 
         Raises:
             UnaccountableError: fewer survivors than a round accepts.
@@ -141,7 +138,7 @@ class DistributedSkellam:
         return self.event_with(honest=survivors - colluders)
 
     def event_with(self, *, honest: int) -> SkellamEvent:
-        """The release when exactly `honest` (>= 1) shares are unknown to the adversary; says nothing about whether that is accepted."""
+        """What-if: the release with `honest` (>= 1) shares unknown to the adversary, whether or not it is accepted."""
         return SkellamEvent(
             l2_squared=Fraction(self.int_bound**2),
             l1=Fraction(_l1_bound(self.int_bound, self.dimension)),
@@ -155,8 +152,7 @@ class DistributedSkellam:
 class NoisedIntegers:
     """An integer vector that carries its noise share. Only `DistributedSkellam.privatize` makes one.
 
-    It prints as its type alone and cannot be pickled or copied: it is a client's contribution, to be masked and sent
-    once.
+    It prints as its type alone and cannot be pickled or copied: one contribution, to be masked and sent once.
 
     Attributes:
         vector: int64[dimension], read-only.
@@ -185,19 +181,18 @@ class NoisedIntegers:
 def calibrate(
     unit: ClientLevel | RecordLevel, *, dimension: int, clients: int, min_survivors: int, max_colluders: int
 ) -> DistributedSkellam:
-    """The mechanism with the finest resolution of the update whose guaranteed epsilon over `unit.rounds` is within
-    `unit.epsilon`.
+    """The least noise whose guaranteed epsilon over `unit.rounds` stays within `unit.epsilon`.
 
-    The share's standard deviation is the smallest of `SHARE_STDDEVS` that leaves `int_bound` >= 8 sqrt(dimension);
-    `int_bound` is then the largest (up to the encoder's limit) that keeps the budget with `min_survivors -
-    max_colluders` honest shares. Searching over integers errs on the safe side: the budget is kept exactly, not up to a
-    tolerance.
+    The share's standard deviation is the smallest of `SHARE_STDDEVS` that leaves `int_bound` >= 8 sqrt(dimension).
+    `int_bound` is then the largest, up to the encoder's limit, that keeps the budget when only
+    `min_survivors - max_colluders` shares are honest. The search is over integers: the budget is kept, not approached
+    within a tolerance.
 
     Raises:
         ValueError: an argument is outside its bound.
         CapacityError: no such `int_bound` within the largest share; the message names what would help.
     """
-    needed = math.isqrt(ROUNDING_HEADROOM**2 * dimension - 1) + 1
+    needed = math.isqrt(max(0, ROUNDING_HEADROOM**2 * dimension - 1)) + 1
 
     def release(int_bound: int, stddev: int) -> DistributedSkellam:
         return DistributedSkellam(
@@ -222,12 +217,12 @@ def calibrate(
                 low, high = (middle, high) if within_budget(middle, stddev) else (low, middle)
             return release(low, stddev)
     raise CapacityError(
-        f"int_bound must be >= 8 sqrt(dimension) = {needed}, and no such bound keeps epsilon {unit.epsilon} over {unit.rounds} rounds with "
-        f"{min_survivors - max_colluders} honest shares of stddev {SHARE_STDDEVS[-1]}: raise epsilon or min_survivors, lower rounds, "
-        "or train fewer parameters"
+        f"int_bound must be >= 8 sqrt(dimension) = {needed}, and no such bound keeps epsilon {unit.epsilon} over "
+        f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {SHARE_STDDEVS[-1]}: "
+        "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )
 
 
 def _l1_bound(int_bound: int, dimension: int) -> int:
-    """Largest L1 norm of an integer vector with L2 norm <= int_bound: at most sqrt(d) B, and at most B^2 since |x| <= x^2."""
+    """Bound on the L1 norm of an integer vector with L2 norm <= B: sqrt(d) B, and B^2 since |x| <= x^2."""
     return min(math.isqrt(dimension * int_bound**2), int_bound**2)

@@ -2,14 +2,16 @@
 
 This module owns the one seam through which randomness enters `dp`, and the noise drawn from it. Its rules:
 
-- Randomness is a `RandomBytes`: a callable that returns the next n bytes of a stream. In production it is `secure_random()`; tests pass any other.
-- No float decides a draw. Noise comes from a table of 127-bit cumulative probabilities, built in exact integers and kept per variance: no entry
-  differs from the true probability by more than 2⁻¹²⁷, so d draws lie within d·(2K + 2)·2⁻¹²⁷ in total variation, K ≈ 14 standard deviations.
+- Randomness is a `RandomBytes`: a callable that returns the next n bytes of a stream. In production it is
+  `secure_random()`; tests pass any other.
+- No float decides a draw. Noise comes from a table of 127-bit cumulative probabilities, built in Python integers and
+  kept per variance. Each probability is off by less than 2⁻¹²⁷, so d draws are within d·(K + 1)·2⁻¹²⁷ of the law in
+  total variation, where K, the largest draw, is about 14 standard deviations.
 - Table look-ups are not constant-time: whoever can measure this process's cache or clock may learn about its own noise.
 - Noise is never logged, stored or drawn twice from the same bytes.
 
-Source of the law: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021 (arXiv 2110.04995).
-Bessel functions: Abramowitz and Stegun, 9.6.26 (recurrence), 9.12 (downward recurrence, Miller).
+Source of the law: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning",
+NeurIPS 2021 (arXiv 2110.04995). Bessel functions: Abramowitz and Stegun 9.6.26 (recurrence), 9.12 (run downwards).
 
     >>> from fractions import Fraction
     >>> sample_skellam(3, variance=Fraction(4096**2), rand=secure_random()).dtype
@@ -39,7 +41,7 @@ FloatVector = NDArray[np.float64]
 FloatMatrix = NDArray[np.float64]
 
 MAX_STDDEV: Final = 65536
-"""Largest standard deviation served. Finer steps buy nothing, and the table grows with it (about 15 MB and a second to build here)."""
+"""Largest standard deviation served: finer steps buy nothing, and this table takes a second and 170 MB to build."""
 
 _TAIL_BITS = 140  # probability mass beyond the last table entry: far below one unit of a threshold
 _GUARD_BITS = 256  # precision of the smallest Bessel value; a million floor divisions cost 20 bits of it
@@ -50,7 +52,7 @@ _CACHED_TABLES = 8  # a process uses one variance per mechanism
 
 
 class _AesCtrStream:
-    """AES-256-CTR keyed by the OS; in a forked child the next call starts a new key, so parent and child never share a byte."""
+    """AES-256-CTR keyed by the OS. A forked child starts a new key, so it shares no byte with its parent."""
 
     __slots__ = ("_keystream", "_process")
 
@@ -72,14 +74,15 @@ class _AesCtrStream:
 
 
 def _fresh_keystream() -> CipherContext:
-    """A CTR encryptor; the key exists only inside it. The counter may start at zero because the key is never used again."""
+    """A CTR encryptor, sole holder of its key. The counter may start at zero because no key is used twice."""
     return Cipher(AES256(os.urandom(32)), CTR(bytes(16))).encryptor()
 
 
 def secure_random() -> RandomBytes:
     """Open a fresh cryptographic random stream: AES-256-CTR under a key that the operating system drew.
 
-    The stream re-keys itself after a fork, shows nothing in its `repr`, and refuses to be pickled or copied. Use one stream per thread.
+    The stream re-keys itself after a fork, shows nothing in its `repr`, and refuses to be pickled or copied. Use one
+    stream per thread.
 
     Returns:
         A callable; `stream(n)` gives the next n bytes.
@@ -89,7 +92,7 @@ def secure_random() -> RandomBytes:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Cumulative law of |X| in units of 2⁻¹²⁷: threshold T_k = high[k]·2⁶⁴ + low[k] = ⌊2¹²⁷·P(|X| ≤ k)⌋, k = 0 … last."""
+    """Cumulative law of |X|: threshold T_k = high[k]·2⁶⁴ + low[k] = ⌊2¹²⁷·P(|X| ≤ k)⌋ for k = 0 … last."""
 
     high: Int64Vector
     low: NDArray[np.uint64]
@@ -108,7 +111,8 @@ def sample_skellam(length: int, *, variance: Fraction, rand: RandomBytes) -> Int
     Args:
         length: Number of draws.
         variance: Variance of one draw, exact, in (0, 65536²].
-        rand: Source of randomness. Every draw consumes 8 bytes; with probability below 2⁻⁴⁵ each, it consumes 8 more.
+        rand: Source of randomness. Every draw consumes 8 bytes; one in about 2⁶³/K, K ≈ 14 standard deviations,
+            consumes 8 more.
 
     Returns:
         int64[length], mean 0.
@@ -132,8 +136,8 @@ def sample_skellam(length: int, *, variance: Fraction, rand: RandomBytes) -> Int
 
 
 def _draw(table: _Table, size: int, *, rand: RandomBytes) -> Int64Vector:
-    """Invert the cumulative law: magnitude #{k : T_k <= u} for u uniform on [0, 2¹²⁷), of which the low 64 bits are drawn only if they matter."""
-    words = np.frombuffer(rand(8 * size), dtype="<u8", count=size)
+    """Invert the cumulative law: |X| = #{k : T_k <= u}, u uniform on [0, 2¹²⁷), low 64 bits drawn only if needed."""
+    words = _draw_words(size, rand=rand)
     # Signed on purpose: NumPy compares uint64 with int64 as float64, which would drop the low bits.
     top = (words >> np.uint64(1)).view(np.int64)
     magnitude = table.guide[top >> _GUIDE_SHIFT]
@@ -143,18 +147,24 @@ def _draw(table: _Table, size: int, *, rand: RandomBytes) -> Int64Vector:
     magnitude[unsure] = found
     for tie in np.flatnonzero((table.high[found] == wanted) & (found < table.last)):
         magnitude[unsure[tie]] = _break_tie(table, int(found[tie]), rand=rand)
-    # Zero takes either sign without rejection, because the folded law counts P(X = 0) once and every other P(X = k) twice.
-    sign = -(words & np.uint64(1)).view(np.int64)
-    return (magnitude ^ sign) - sign
+    # Zero takes either sign without rejection, because the folded law counts P(X = 0) once, every other P(X = k) twice.
+    sign: Int64Vector = -(words & np.uint64(1)).view(np.int64)
+    signed: Int64Vector = (magnitude ^ sign) - sign
+    return signed
 
 
 def _break_tie(table: _Table, first: int, *, rand: RandomBytes) -> int:
     """The draw's high bits equal those of threshold `first`: compare the low bits too, in Python integers."""
-    low = int.from_bytes(rand(8), "little")
+    low = int(_draw_words(1, rand=rand)[0])
     index = first
     while index < table.last and table.high[index] == table.high[first] and int(table.low[index]) <= low:
         index += 1
     return index
+
+
+def _draw_words(count: int, *, rand: RandomBytes) -> NDArray[np.uint64]:
+    """Uniform 64-bit words; a source that returns too few bytes is a ValueError, never a repeated draw."""
+    return np.frombuffer(rand(8 * count), dtype="<u8", count=count)
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
@@ -162,7 +172,8 @@ def _skellam_table(variance: Fraction) -> _Table:
     """Build the read-only table of one variance."""
     packed = b"".join(threshold.to_bytes(16, "little") for threshold in _thresholds(variance))
     halves = np.frombuffer(packed, dtype="<u8").reshape(-1, 2)
-    # The last threshold, 2¹²⁷, has one bit too many. Capped it stays above every draw it is compared with, since `_draw` never breaks a tie with it.
+    # The last threshold, 2¹²⁷, has one bit too many. Capped, it still ends every search, since `_draw` never settles
+    # a tie with it.
     high = np.minimum(halves[:, 1], np.uint64(_LAST_TOP)).astype(np.int64)
     low = halves[:, 0].astype(np.uint64)
     buckets = np.arange(1 << 16, dtype=np.int64) << _GUIDE_SHIFT
@@ -177,7 +188,8 @@ def _thresholds(variance: Fraction) -> list[int]:
     # Bernstein: P(|X| > k) <= 2·exp(-k²/(2(v + k/3))), solved for 2^-_TAIL_BITS.
     exponent = (_TAIL_BITS + 1) * math.log(2)
     last = math.ceil(exponent / 3 + math.sqrt(exponent**2 / 9 + 2 * exponent * float(variance)))
-    # Downward recurrence I_(k-1) = I_(k+1) + (2k/v)·I_k forgets its arbitrary start: four standard deviations above `last` it is below 2^-180 there.
+    # I_(k-1) = I_(k+1) + (2k/v)·I_k, run downwards, forgets its arbitrary start: begun four standard deviations above
+    # `last`, it is right to 2⁻¹⁸⁰ at `last` and to far more where the mass is.
     start = last + 30 + 4 * math.isqrt(math.ceil(variance))
     bessel = [0] * (start + 2)
     bessel[start] = 1 << _GUARD_BITS

@@ -1,5 +1,4 @@
-"""What one release protects: the privacy unit, the neighbours it is indistinguishable from, and the budget it may
-spend.
+"""What a release protects: the privacy unit, the neighbours it is indistinguishable from, the budget it may spend.
 
 Rules:
 

@@ -1,18 +1,34 @@
-"""Who shares masks with whom: the complete graph (SecAgg) or a k-regular ring (SecAgg+).
+"""Who shares masks with whom: the complete graph (SecAgg) or a k-regular ring (SecAgg+); how many neighbours are enough.
 
-The ring is drawn from a commitment to all signed key bundles, each of which holds 32 fresh random bytes: no server
-chooses the graph, it can only choose among rosters. Source: Bell et al., "Secure Single-Server Aggregation with
-(Poly)Logarithmic Overhead", CCS 2020, section 3 (Harary graphs).
+- The ring is drawn from a commitment to all signed key bundles, each of which holds 32 fresh random bytes: no server
+  chooses the graph, it can only try cohorts.
+- With k neighbours, n clients, A of them corrupt and D dropping out, a degree is enough if all of these hold (Bell et
+  al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020, section 3; probabilities over the
+  ring, union bound over clients):
+
+  1. connected: the honest survivors form one component, except with probability 2^-(SECURITY + 1);
+  2. secret: no client has more than x* corrupt neighbours, except with probability 2^-(SECURITY + 1);
+  3. active server: 2t > k + 1 + x*, since a client's secrets are held by its neighbours and itself;
+  4. correct: every client keeps t neighbours, except with probability 2^-CORRECTNESS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import shake_256
+from math import exp, inf, lgamma, log, log1p
 
 import numpy as np
 
 from .errors import ClientId
+
+COMPLETE_UP_TO = (
+    100  # below, the complete graph costs a client under 0.1 s at d = 10^6, and the formulas treat counts as exact
+)
+MAX_DEGREE = 2600
+SECURITY = 80  # bits: leaves 40 after a server tried 2^40 cohorts to get a graph it likes
+CORRECTNESS = 30  # bits
 
 
 class NeighbourGraph:
@@ -29,9 +45,8 @@ class NeighbourGraph:
         self._complete = degree >= len(members) - 1
         if not self._complete:
             # A random 128-bit key for each member sorts them into a uniform order; equal keys have probability 2^-100.
-            keys = np.frombuffer(shake_256(b"secagg/v1/graph" + seed).digest(16 * len(members)), dtype=">u8").reshape(
-                -1, 2
-            )
+            stream = shake_256(b"secagg/v1/graph" + seed).digest(16 * len(members))
+            keys = np.frombuffer(stream, dtype=">u8").reshape(-1, 2)
             self._ring = [self._members[i] for i in np.lexsort((keys[:, 1], keys[:, 0]))]
             self._place = {client: i for i, client in enumerate(self._ring)}
             self._reach = degree // 2
@@ -42,3 +57,61 @@ class NeighbourGraph:
             return self._members
         place, size = self._place[client], len(self._ring)
         return tuple(sorted(self._ring[(place + step) % size] for step in range(-self._reach, self._reach + 1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Degree:
+    """A degree and the number of corrupt holders of one client's secrets that it must be expected to have."""
+
+    degree: int
+    corrupt_holders: int
+
+
+def choose_degree(*, clients: int, max_colluders: int, max_dropouts: int) -> Degree:
+    """The smallest degree that meets all four conditions; the complete graph if none does or the cohort is small.
+
+    Args:
+        clients: n.
+        max_colluders: A, corrupt clients.
+        max_dropouts: D, clients that may vanish.
+    """
+    complete = Degree(degree=clients - 1, corrupt_holders=max_colluders)
+    if clients <= COMPLETE_UP_TO:
+        return complete
+    rare = -(SECURITY + 1) * log(2)
+    for degree in range(2, min(clients - 2, MAX_DEGREE) + 1, 2):
+        if _log_disconnected(clients, degree, max_colluders + max_dropouts) >= rare:
+            continue
+        corrupt = next(
+            x for x in range(degree + 1) if log(clients) + _log_tail(clients - 1, max_colluders, degree, x + 1) <= rare
+        )
+        threshold = (degree + 1 + corrupt) // 2 + 1
+        too_few = _log_tail(clients - 1, max_dropouts, degree, degree - threshold + 1)
+        if threshold <= degree and log(clients) + too_few <= -CORRECTNESS * log(2):
+            return Degree(degree=degree, corrupt_holders=corrupt)
+    return complete
+
+
+def _log_disconnected(n: int, k: int, removed: int) -> float:
+    """Log of the bound on a cut of the ring: two runs of k/2 neighbours that are all removed."""
+    if k > removed:
+        return -inf
+    ratio = lgamma(removed + 1) + lgamma(n - k + 1) - lgamma(n + 1) - lgamma(removed - k + 1)
+    return log(n) + log(max(n - k - 1, 1) / 2) + ratio
+
+
+def _log_tail(population: int, marked: int, draws: int, least: int) -> float:
+    """Log of P[X >= least] for X hypergeometric: marked members among `draws` out of `population`."""
+    low, high = max(least, draws - (population - marked), 0), min(draws, marked)
+    terms = [
+        _log_choose(marked, x) + _log_choose(population - marked, draws - x) - _log_choose(population, draws)
+        for x in range(low, high + 1)
+    ]
+    if not terms:
+        return -inf
+    top = max(terms)
+    return top + log1p(sum(exp(term - top) for term in terms) - 1)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)

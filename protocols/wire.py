@@ -58,11 +58,18 @@ class KeyBundle(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     signature: Signature
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag=0):
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True, tag=-1):
     """What every message starts with: the digest of the round it belongs to, and who sent it (0: the server)."""
 
     context: Digest
     sender: Sender
+
+
+class Invitation(Message, frozen=True, tag=0):
+    """Server: a round opens. A client that derives the same context agrees on the whole configuration."""
+
+    round_id: Digest
+    model: Digest
 
 
 class AdvertiseKeys(Message, frozen=True, tag=1):

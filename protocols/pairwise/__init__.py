@@ -31,6 +31,7 @@ Why it holds:
 """
 
 from .client import PairwiseClient
+from .rules import round_context
 from .server import PairwiseServer
 
-__all__ = ["PairwiseClient", "PairwiseServer"]
+__all__ = ["PairwiseClient", "PairwiseServer", "round_context"]

@@ -15,6 +15,11 @@ from ..session import Phase, RoundConfig
 from ..wire import KeyBundle, message_limit
 
 
+def round_context(config: RoundConfig, roster: Roster) -> bytes:
+    """The digest of a round before any keys are known: its whole configuration and who may take part."""
+    return sha256(b"secagg/v1/pairwise/context0" + config.digest() + roster.digest).digest()
+
+
 class Rules:
     """What both sides derive from the agreed configuration and roster, in the same way."""
 
@@ -23,7 +28,7 @@ class Rules:
             raise ValueError(f"the cohort has {config.cohort} clients, the roster only {len(roster)}")
         self.config = config
         self.roster = roster
-        self.context = sha256(b"secagg/v1/pairwise/context0" + config.digest() + roster.digest).digest()
+        self.context = round_context(config, roster)
         self.limit = message_limit(config.cohort)
         self.bundles: dict[ClientId, KeyBundle] = {}
         self.graph: NeighbourGraph

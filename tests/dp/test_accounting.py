@@ -6,6 +6,7 @@ import json
 import math
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from dp.accounting import (
     ORDERS,
+    EpsilonLadder,
     SkellamEvent,
     best_order,
     epsilon,
@@ -51,11 +53,22 @@ def events() -> st.SearchStrategy[SkellamEvent]:
     )
 
 
-# --- published figures ------------------------------------------------------------------------------------------------
+# --- published figures ---
+
+
+@pytest.mark.parametrize(
+    ("variance", "expected"),
+    [
+        (1, [7, 9, 11]),  # a * 4 / 2 + 3 * 2 / 2: the second bound is the smaller one
+        (10, [0.46, 0.68, 0.90]),  # a * 4 / 20 + ((2a - 1) * 4 + 12) / 400
+    ],
+)
+def test_the_curve_by_hand(variance: int, expected: list[float]) -> None:
+    assert event(l2_squared=4, l1=2, variance=variance).rdp()[:3] == pytest.approx(expected, rel=1e-15)
 
 
 def paper_event(*, scale: float, clip: float, dimension: int, variance: float) -> SkellamEvent:
-    """Conditional rounding of Agarwal, Kairouz, Liu 2021 with beta = e^-1/2, as their released code bounds the norms."""
+    """Conditional rounding of Agarwal, Kairouz, Liu 2021 with beta = e^-1/2, bounded as in their released code."""
     length, root = scale * clip, math.sqrt(dimension)
     l2_squared = min((length + root) ** 2, length**2 + dimension / 4 + math.sqrt(2 * 0.5) * (length + root / 2))
     l1 = min(root * math.sqrt(l2_squared), l2_squared)
@@ -65,7 +78,7 @@ def paper_event(*, scale: float, clip: float, dimension: int, variance: float) -
 
 
 def test_authors_answer_in_google_research_federated_issue_66() -> None:
-    """Scale 350, clip 3, 16 clients, local noise 11.43585395098052 before scaling, 150 rounds: their target was epsilon 6."""
+    """Scale 350, clip 3, 16 clients, 150 rounds, noise per client before scaling 11.436: they aimed at epsilon 6."""
     release = paper_event(scale=350, clip=3, dimension=2**24, variance=16 * (350 * 11.43585395098052) ** 2)
     assert epsilon({release: 150}, delta=0.01) == pytest.approx(6.00000004, abs=5e-9)
 
@@ -104,16 +117,16 @@ def test_scale_and_epsilon_of_the_authors_code(
     ("rho", "expected"), [(0.1, 1.9142), (0.2, 2.8136), (0.5, 4.7284), (1.0, 7.0772), (2.0, 10.7248)]
 )
 def test_concentrated_privacy_converts_as_published(rho: float, expected: float) -> None:
-    """The figures use real orders; integers alone can only be above them, by up to 0.8 % where the optimum is a small order."""
+    """The figures use real orders. Integers can only be above: by 0.8 % at most, where the optimum is a small order."""
     converted = epsilon_of_rdp(rho * np.array(ORDERS, dtype=np.float64), 1e-5)
     assert expected - 5e-5 <= converted <= expected * 1.008
 
 
-# --- exact divergences ------------------------------------------------------------------------------------------------
+# --- exact divergences ---
 
 
 def log_skellam(variance: float, reach: int) -> FloatVector:
-    """Log probabilities on -reach..reach, from the continued fraction of Bessel ratios: exact far beyond the range of floats."""
+    """Log probabilities on -reach..reach, from the continued fraction of Bessel ratios: no tail underflows."""
     ratio, logs = 0.0, np.zeros(reach + 1)
     for k in range(reach + 400 + int(4 * math.sqrt(variance)), 0, -1):
         ratio = 1 / (2 * k / variance + ratio)
@@ -142,7 +155,7 @@ def check_dominates(release: SkellamEvent, p: FloatVector, q: FloatVector) -> in
 
 
 def test_the_oracle_is_the_skellam_law() -> None:
-    from scipy.special import ive
+    from scipy.special import ive  # type: ignore[import-untyped]
 
     for variance in (0.5, 10.0, 1000.0):
         reach = int(50 + 14 * math.sqrt(variance))
@@ -214,7 +227,7 @@ def test_subsampling_agrees_with_the_binomial_sum_in_fifty_digits(order: int, ra
     assert sampled.rdp()[ORDERS.index(nearest)] == pytest.approx(float(expected), rel=1e-10)
 
 
-# --- another library --------------------------------------------------------------------------------------------------
+# --- another library ---
 
 
 def test_conversion_agrees_with_dp_accounting_on_gaussian_curves() -> None:
@@ -246,7 +259,7 @@ def test_wide_skellam_noise_agrees_with_dp_accounting_on_the_sampled_gaussian() 
         assert epsilon({release: 1000}, delta=1e-6) == pytest.approx(accountant.get_epsilon(1e-6), rel=1e-6)
 
 
-# --- composition and conversion ---------------------------------------------------------------------------------------
+# --- composition and conversion ---
 
 
 def test_nothing_released_costs_nothing() -> None:
@@ -319,7 +332,7 @@ def test_a_budget_at_one_order_never_exceeds_its_epsilon(order: int, delta: floa
 def test_orders_are_the_promised_grid() -> None:
     assert ORDERS[:63] == tuple(range(2, 65))
     assert ORDERS[-1] == 4096
-    assert all(1 < after / before <= 1.12 for before, after in zip(ORDERS[63:], ORDERS[64:], strict=False))
+    assert all(1 < after / before <= 1.12 for before, after in pairwise(ORDERS[63:]))
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1.0, math.nan])
@@ -349,7 +362,7 @@ def test_curves_counts_and_orders_outside_their_domain_are_refused() -> None:
         rdp_budget(2, 0.5, 1e-5)
 
 
-# --- events as records ------------------------------------------------------------------------------------------------
+# --- events as records ---
 
 
 @given(events())
@@ -417,7 +430,7 @@ def test_a_float_is_no_rational() -> None:
         dataclasses.replace(event(), variance=2.0)  # type: ignore[arg-type]
 
 
-# --- the ladder -------------------------------------------------------------------------------------------------------
+# --- the ladder ---
 
 UNIT = RecordLevel(clip_norm=1.0, epsilon=4.0, delta=1e-5, rounds=200, sampling_rate=0.1, records=1437)
 
@@ -428,7 +441,7 @@ def mechanism() -> DistributedSkellam:
 
 
 def test_the_ladder_of_twenty_clients(mechanism: DistributedSkellam) -> None:
-    """Figures of a digits classifier (650 parameters), 200 rounds at rate 0.1, calibrated to epsilon 4 at 15 - 3 honest shares."""
+    """Figures of a digits classifier with 650 parameters over 200 rounds, calibrated to epsilon 4 at 15 - 3 clients."""
     assert mechanism.noise_multiplier == pytest.approx(1.886, abs=1.5e-3)
     full = ladder(mechanism, rounds=200, delta=1e-5, survivors=20).to_dict()
     expected = {
@@ -454,11 +467,23 @@ def test_the_ladder_falls_with_trust_and_rises_with_survivors(mechanism: Distrib
     ladders = [ladder(mechanism, rounds=50, delta=1e-5, survivors=survivors) for survivors in range(15, 21)]
     for rungs in ladders:
         assert rungs.all_honest <= rungs.after_dropout < rungs.minus_colluders <= rungs.guaranteed < rungs.local_only
-    for fewer, more in zip(ladders[:-1], ladders[1:], strict=True):
+    for fewer, more in pairwise(ladders):
         assert more.after_dropout < fewer.after_dropout
         assert more.minus_colluders < fewer.minus_colluders
         assert more.guaranteed == fewer.guaranteed
     assert ladder(mechanism, rounds=51, delta=1e-5).guaranteed > ladders[0].guaranteed
+
+
+@pytest.mark.parametrize("rungs", [(1, 2, 3, 2, 9), (1, 2, math.nan, 4, 5)])
+def test_a_ladder_that_falls_is_refused(rungs: tuple[float, ...]) -> None:
+    names = ("all_honest", "after_dropout", "minus_colluders", "guaranteed", "local_only")
+    with pytest.raises(ValueError, match="epsilon must not fall with trust"):
+        EpsilonLadder(**dict(zip(names, rungs, strict=True)))
+
+
+def test_a_ladder_without_noise_is_infinite_throughout() -> None:
+    endless = dict.fromkeys(("all_honest", "after_dropout", "minus_colluders", "guaranteed", "local_only"), math.inf)
+    assert EpsilonLadder(**endless).to_dict() == endless
 
 
 def test_a_round_that_was_void_has_no_ladder(mechanism: DistributedSkellam) -> None:

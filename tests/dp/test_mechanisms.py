@@ -1,4 +1,4 @@
-"""Mechanisms: the noise that is drawn is the noise that is accounted, and calibration keeps its budget to the last integer."""
+"""Mechanisms: the noise that is drawn is the noise that is accounted, and calibration keeps its budget exactly."""
 
 import copy
 import dataclasses
@@ -47,7 +47,7 @@ def skellam(**changes: Any) -> DistributedSkellam:
     return DistributedSkellam(**(plain | changes))
 
 
-# --- noise ------------------------------------------------------------------------------------------------------------
+# --- noise ---
 
 
 def has_claimed_variance(noise: Int64Vector, event: SkellamEvent) -> bool:
@@ -58,7 +58,7 @@ def has_claimed_variance(noise: Int64Vector, event: SkellamEvent) -> bool:
 
 def sum_of_shares(mechanism: DistributedSkellam, survivors: int, seed: str) -> Int64Vector:
     rand = stream(seed)
-    return np.sum([mechanism.noise_share(rand=rand) for _ in range(survivors)], axis=0, dtype=np.int64)
+    return np.asarray(np.sum([mechanism.noise_share(rand=rand) for _ in range(survivors)], axis=0), dtype=np.int64)
 
 
 @pytest.mark.parametrize("survivors", [6, 8, 10])
@@ -105,7 +105,7 @@ def test_two_shares_are_independent_draws() -> None:
     assert abs(correlation) <= 5 / math.sqrt(mechanism.dimension)
 
 
-# --- noised integers --------------------------------------------------------------------------------------------------
+# --- noised integers ---
 
 
 def test_privatize_adds_exactly_one_share() -> None:
@@ -134,10 +134,10 @@ def test_nothing_without_noise_becomes_noised_integers() -> None:
     plain = np.zeros(4, dtype=np.int64)
     with pytest.raises(TypeError):
         NoisedIntegers(vector=plain, mechanism=mechanism)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="built by DistributedSkellam.privatize only"):
+    with pytest.raises(TypeError, match=r"built by DistributedSkellam\.privatize only"):
         NoisedIntegers(vector=plain, mechanism=mechanism, seal=object())
     with pytest.raises(ValueError, match="seal"):
-        dataclasses.replace(noised, vector=plain)
+        dataclasses.replace(noised, vector=plain)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -166,7 +166,7 @@ def test_privatize_refuses_what_it_cannot_add_noise_to(integers: Any) -> None:
         skellam(dimension=4).privatize(integers, rand=never)
 
 
-# --- events -----------------------------------------------------------------------------------------------------------
+# --- events ---
 
 
 def test_an_event_counts_the_honest_survivors_only() -> None:
@@ -235,7 +235,7 @@ def test_a_mechanism_outside_its_bounds_is_refused_by_name(changes: dict[str, An
         skellam(**changes)
 
 
-# --- calibration ------------------------------------------------------------------------------------------------------
+# --- calibration ---
 
 
 def units() -> st.SearchStrategy[ClientLevel | RecordLevel]:
@@ -303,6 +303,13 @@ def test_calibration_stops_at_the_largest_bound_that_the_encoder_takes() -> None
     assert calibrate(unit, dimension=1, clients=2, min_survivors=2, max_colluders=0).int_bound == MAX_INT_BOUND
 
 
+def test_a_float_is_no_rational() -> None:
+    with pytest.raises(TypeError, match="share_variance must be a Fraction, got 16"):
+        skellam(share_variance=16)
+    with pytest.raises(TypeError, match=r"sampling_rate must be a Fraction, got 0\.1"):
+        skellam(sampling_rate=0.1)
+
+
 def test_calibration_ignores_how_many_clients_are_invited() -> None:
     """Only the worst accepted round counts: more invitations must not buy less noise."""
     unit = ClientLevel(clip_norm=1.0, epsilon=2.0, delta=1e-6, rounds=5)
@@ -318,3 +325,9 @@ def test_calibration_refuses_an_impossible_trust_model(min_survivors: int, max_c
     unit = ClientLevel(clip_norm=1.0, epsilon=2.0, delta=1e-6, rounds=5)
     with pytest.raises(ValueError, match=message):
         calibrate(unit, dimension=100, clients=10, min_survivors=min_survivors, max_colluders=max_colluders)
+
+
+def test_calibration_refuses_an_empty_vector() -> None:
+    unit = ClientLevel(clip_norm=1.0, epsilon=2.0, delta=1e-6, rounds=5)
+    with pytest.raises(ValueError, match="dimension must be an int >= 1, got 0"):
+        calibrate(unit, dimension=0, clients=10, min_survivors=8, max_colluders=1)

@@ -1,0 +1,221 @@
+"""The server over any transport: it opens rounds, routes messages, and gets the mean of the survivors' updates.
+
+A round, from the server's side:
+
+1. `begin(model)` gives an invitation for every client on the roster.
+2. `receive(sender, data)` for every message that arrives; `close_phase()` when `waiting_for` is empty or patience is.
+   Send what comes back as `SendMessage`.
+3. After the fifth `close_phase()` the last event is an `AggregationResult`.
+
+The server keeps its own ledger, but nothing depends on its honesty: clients refuse by theirs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation, epsilon
+from dp.samplers import Int64Vector
+from protocols import (
+    AggregateReady,
+    ClientId,
+    Event,
+    LocalProtocolError,
+    PairwiseServer,
+    Phase,
+    ProtocolError,
+    Roster,
+    SendMessage,
+)
+from protocols.pairwise import round_context
+from protocols.session import DIGEST_BYTES
+from protocols.wire import SERVER, Invitation, encode
+
+from .client import check_ledger
+from .config import AggregationConfig
+from .layout import Arrays
+from .pipeline import finish
+from .statement import statement, statement_dict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AggregationResult:
+    """What one round reveals, and to what it amounts.
+
+    Attributes:
+        mean: the named arrays of the survivors' mean (noised, if the configuration says so).
+        total: int64[length], the integer sum it was decoded from.
+        survivors: whose updates are in it.
+        epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
+            that were verified. Infinity without privacy.
+        ladder: epsilon of this round alone, under falling trust; None without privacy.
+        transcript: SHA-256 over the round, its clients and its sum.
+        config: what was agreed.
+    """
+
+    mean: dict[str, NDArray[np.floating]]
+    total: Int64Vector
+    survivors: frozenset[ClientId]
+    epsilon: float
+    ladder: EpsilonLadder | None
+    transcript: bytes
+    config: AggregationConfig
+
+    def statement(self) -> str:
+        """What is hidden from whom, at what epsilon, under which assumptions."""
+        return statement(self.config, survivors=len(self.survivors), spent=self.epsilon)
+
+    def to_dict(self) -> dict[str, object]:
+        """The statement and the round's facts in plain types (epsilon may be infinite); without the vectors."""
+        return {
+            "survivors": sorted(self.survivors),
+            "dropouts": self.config.clients - len(self.survivors),
+            "epsilon": self.epsilon,
+            "ladder": None if self.ladder is None else self.ladder.to_dict(),
+            "transcript": self.transcript.hex(),
+            "statement": statement_dict(self.config, survivors=len(self.survivors), spent=self.epsilon),
+        }
+
+
+ServerEvent = Event | AggregationResult
+
+
+class Server:
+    """The aggregating server, over all its rounds.
+
+    Args:
+        config: what was agreed with the clients.
+        roster: the pinned public identities of all clients.
+        ledger: the privacy budget of what it publishes, made with `config.budget()`; None keeps none.
+        map: where masks are expanded; the default uses one thread for each processor on vectors that are worth it.
+
+    Raises:
+        ValueError: the roster has fewer clients than the configuration, or the ledger keeps another budget.
+    """
+
+    def __init__(
+        self,
+        config: AggregationConfig,
+        *,
+        roster: Roster,
+        ledger: PrivacyLedger | None = None,
+        map: Callable[[Callable[[int], None], Iterable[int]], Iterable[None]] | None = None,  # noqa: A002
+    ) -> None:
+        if len(roster) < config.clients:
+            raise ValueError(f"the configuration needs {config.clients} clients, the roster has {len(roster)}")
+        check_ledger(ledger, config)
+        self.config = config
+        self._roster = roster
+        self._ledger = ledger
+        self._map = map or threaded_map
+        self._session: PairwiseServer | None = None
+        self._reservation: Reservation | None = None
+        self._unmasking = False
+
+    @property
+    def phase(self) -> Phase:
+        """Where the present round stands."""
+        return Phase.READY if self._session is None else self._session.phase
+
+    @property
+    def waiting_for(self) -> frozenset[ClientId]:
+        """Clients whose message of the present phase is missing."""
+        return frozenset() if self._session is None else self._session.waiting_for
+
+    def begin(self, model: Arrays | None = None) -> list[SendMessage]:
+        """Opens a round.
+
+        Args:
+            model: the arrays that all updates start from; clients check that they have the same.
+
+        Returns:
+            One invitation for every client on the roster.
+
+        Raises:
+            BudgetExceededError: the worst case of this round does not fit the budget any more.
+        """
+        self.abandon()
+        round_id = os.urandom(DIGEST_BYTES)
+        round_config = self.config.round_config(round_id=round_id, model=self.config.layout.model_digest(model))
+        if self._ledger is not None and self.config.mechanism is not None:
+            worst = self.config.mechanism.event(survivors=self.config.min_survivors)
+            self._reservation = self._ledger.reserve(worst, request_id=round_id.hex())
+        self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
+        context = round_context(round_config, self._roster)
+        invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
+        return [SendMessage(to=client, data=invitation) for client in self._roster]
+
+    def receive(self, sender: int, data: bytes) -> list[ServerEvent]:
+        """Takes one message of a client; a bad one becomes `PeerRejected` and changes nothing."""
+        return list(self._live().receive(ClientId(sender), data))
+
+    def close_phase(self) -> list[ServerEvent]:
+        """Stops waiting and goes on with those who answered.
+
+        Raises:
+            TooFewClientsError: fewer than the floor are left; the round is over.
+            RemoteProtocolError: a share does not fit; names the client. The round is over.
+        """
+        session = self._live()
+        try:
+            events = session.close_phase()
+        except ProtocolError:
+            self.abandon()
+            raise
+        self._unmasking = session.phase is Phase.UNMASK
+        return [self._result(event) if isinstance(event, AggregateReady) else event for event in events]
+
+    def abandon(self) -> None:
+        """Ends the present round, if any: free if no client was asked to unmask, charged in full otherwise."""
+        if self._reservation is not None and self._ledger is not None:
+            settle = self._ledger.charge if self._unmasking else self._ledger.release
+            settle(self._reservation)
+        self._session = None
+        self._reservation = None
+        self._unmasking = False
+
+    def _live(self) -> PairwiseServer:
+        if self._session is None:
+            raise LocalProtocolError("no round is open: call begin")
+        return self._session
+
+    def _result(self, ready: AggregateReady) -> AggregationResult:
+        config, survivors = self.config, len(ready.survivors)
+        total, mean = finish(ready.vector, config, survivors=survivors)
+        spent, rungs = math.inf, None
+        if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
+            event = config.mechanism.event(survivors=survivors)
+            rungs = config.ladder(survivors=survivors, rounds=1)
+            spent = epsilon([event], delta=config.privacy.delta)
+            if self._reservation is not None and self._ledger is not None:
+                self._ledger.commit(self._reservation, event)
+                spent = self._ledger.state().epsilon
+        self._reservation = None
+        self._unmasking = False
+        return AggregationResult(
+            mean=mean,
+            total=total,
+            survivors=ready.survivors,
+            epsilon=spent,
+            ladder=rungs,
+            transcript=ready.transcript,
+            config=config,
+        )
+
+
+def threaded_map(function: Callable[[int], None], items: Iterable[int], /) -> Iterable[None]:
+    """`map` over all processors: AES and additions release the interpreter lock. One item runs where it is."""
+    pending = list(items)
+    workers = min(len(pending), os.cpu_count() or 1)
+    if workers <= 1:
+        return list(map(function, pending))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, pending))

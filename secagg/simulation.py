@@ -1,0 +1,192 @@
+"""Whole rounds in one process: real clients, a real server, real masks, and a plan of who falls silent when.
+
+`simulate` runs one round. `Simulation` keeps the parties, their histories and their ledgers over many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dp import PrivacyLedger
+from dp.samplers import UInt32Vector
+from protocols import ClientId, ContributionNeeded, Event, Identity, Phase, Roster, SendMessage, TooFewClientsError
+
+from .client import Client
+from .config import AggregationConfig
+from .history import MemoryHistory
+from .layout import Arrays
+from .pipeline import Update, finish
+from .server import AggregationResult, Server
+
+# The message after which a client falls silent, by the phase in which the server would have needed the next one.
+DropPlan = Collection[int] | Mapping[int, Phase]
+UpdateSource = Mapping[int, Update] | Callable[[int], Update]
+Tap = Callable[[int, Phase, bytes], None]
+
+
+def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: DropPlan = ()) -> AggregationResult:
+    """One whole round in memory, with real keys, masks and noise.
+
+    Args:
+        updates: for each client id the update it contributes.
+        config: what all parties agree on.
+        drop: clients that fall silent after sharing keys, so that their masks must be recovered; or, for each such
+            client, the first phase in which the server hears nothing from it.
+
+    Returns:
+        The result over the survivors.
+
+    Raises:
+        TooFewClientsError: fewer than `config.min_survivors` are left.
+        UnsafeUpdateError: an update is not finite or does not match the layout.
+        ValueError: the clients are not as many as the configuration says.
+    """
+    return Simulation(config, clients=updates).round(updates, drop=drop)
+
+
+class _ObservedClient(Client):
+    """A client whose unmasked vector the simulation keeps, to compare sums."""
+
+    prepared: UInt32Vector
+
+    def prepare(self, update: Update) -> UInt32Vector:
+        self.prepared = super().prepare(update)
+        return self.prepared
+
+
+class Simulation:
+    """All parties of one configuration, over many rounds.
+
+    Args:
+        config: what all parties agree on.
+        clients: the client ids.
+        ledger_directory: where every party keeps its ledger; in memory if None. Existing ledgers are continued.
+
+    Attributes:
+        exact_sums: rounds whose released sum was compared with the plain integer sum and found equal. A difference is
+            an error.
+
+    Raises:
+        ValueError: the clients are not as many as the configuration says.
+    """
+
+    def __init__(
+        self, config: AggregationConfig, *, clients: Iterable[int], ledger_directory: str | Path | None = None
+    ) -> None:
+        ids = sorted(ClientId(client) for client in clients)
+        if len(ids) != config.clients:
+            raise ValueError(f"the configuration is for {config.clients} clients, got {len(ids)}")
+        self.config = config
+        self.exact_sums = 0
+        self._directory = None if ledger_directory is None else Path(ledger_directory)
+        identities = {client: Identity.generate() for client in ids}
+        self._roster = Roster({client: identity.public for client, identity in identities.items()})
+        self.server_ledger = self._ledger("server")
+        self.client_ledgers = {client: self._ledger(f"client-{client}") for client in ids}
+        self._server = Server(config, roster=self._roster, ledger=self.server_ledger)
+        self._clients = {
+            client: _ObservedClient(
+                config,
+                client,
+                identity=identities[client],
+                roster=self._roster,
+                history=MemoryHistory(),
+                ledger=self.client_ledgers[client],
+            )
+            for client in ids
+        }
+
+    def round(
+        self,
+        updates: UpdateSource,
+        *,
+        drop: DropPlan = (),
+        model: Arrays | None = None,
+        tap: Tap | None = None,
+    ) -> AggregationResult:
+        """One round.
+
+        Args:
+            updates: for each client its update, or a function that computes it when the client is asked.
+            drop: as for `simulate`.
+            model: the arrays that all updates start from.
+            tap: sees every message that reaches the server: sender, phase, bytes.
+
+        Raises:
+            BudgetExceededError: the server's or a client's budget does not allow another round.
+            Others as for `simulate`.
+        """
+        silent_from = {ClientId(client): phase for client, phase in _plan(drop).items()}
+        unknown = sorted(set(silent_from) - set(self._clients))
+        if unknown:
+            raise ValueError(f"clients {unknown} of the drop plan do not take part")
+        server = self._server
+        plain_sum = np.zeros(self.config.layout.length, dtype=np.uint32)
+
+        def deliver(client: ClientId, call: Callable[[], list[Event]]) -> None:
+            """Runs one call of a client, and what follows from it, until the client falls silent."""
+            if silent_from.get(client) is server.phase:
+                return
+            try:
+                events = call()
+            except TooFewClientsError:
+                return  # it left the round; the server notices its silence
+            for event in events:
+                match event:
+                    case ContributionNeeded():
+                        update = updates(client) if callable(updates) else updates[client]
+                        deliver(client, partial(self._clients[client].contribute, update))
+                    case SendMessage(data=data):
+                        if tap is not None:
+                            tap(client, server.phase, data)
+                        accepted = not server.receive(client, data)
+                        if accepted and server.phase is Phase.MASKED_INPUT:
+                            np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
+
+        for message in server.begin(model):
+            if message.to is not None:
+                deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
+        while True:
+            for event in server.close_phase():
+                match event:
+                    case SendMessage(to=to, data=data) if to is not None:
+                        deliver(to, partial(self._clients[to].receive, data))
+                    case AggregationResult():
+                        self._check_sum(plain_sum, event)
+                        return event
+
+    def close(self) -> None:
+        """Closes all ledgers."""
+        for ledger in (self.server_ledger, *self.client_ledgers.values()):
+            if ledger is not None:
+                ledger.close()
+
+    def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
+        """The released sum is the plain one, to the last bit."""
+        plain, _ = finish(
+            plain_sum & np.uint32(2**self.config.modulus_bits - 1), self.config, survivors=len(result.survivors)
+        )
+        if not np.array_equal(plain, result.total):
+            raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
+        self.exact_sums += 1
+
+    def _ledger(self, name: str) -> PrivacyLedger | None:
+        budget = self.config.budget()
+        if budget is None:
+            return None
+        if self._directory is None:
+            return PrivacyLedger.create(":memory:", budget=budget)
+        path = self._directory / f"{name}.ledger"
+        if path.exists():
+            return PrivacyLedger.open(path)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return PrivacyLedger.create(path, budget=budget)
+
+
+def _plan(drop: DropPlan) -> Mapping[int, Phase]:
+    """A set of clients drops out after ShareKeys, where it costs the server most."""
+    return drop if isinstance(drop, Mapping) else dict.fromkeys(drop, Phase.MASKED_INPUT)

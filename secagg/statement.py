@@ -1,0 +1,110 @@
+"""What is hidden from whom: one text that a data-protection officer can sign, and the same as plain data.
+
+It names the unit, the adjacency, delta, the sampling assumption, and one epsilon for each adversary. It also says what
+is *not* hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dp import NoPrivacy, RecordLevel
+
+if TYPE_CHECKING:
+    from .config import AggregationConfig
+
+RUNGS = {
+    "all_honest": "the server, if all clients contribute and none helps it",
+    "after_dropout": "the server after these dropouts, if no client helps it",
+    "minus_colluders": "the server with the assumed colluders, after these dropouts",
+    "guaranteed": "the same in the worst round that clients accept (the budgeted claim)",
+    "local_only": "the server with every other client",
+}
+
+
+def statement_dict(
+    config: AggregationConfig, *, survivors: int | None = None, rounds: int | None = None, spent: float | None = None
+) -> dict[str, Any]:
+    """The statement as plain data.
+
+    Args:
+        config: what was agreed.
+        survivors: clients in the released sums; without it, the fewest that are accepted.
+        rounds: releases that the ladder composes; without it, the planned rounds.
+        spent: epsilon spent so far according to the ledger, if there is one.
+
+    Returns:
+        Plain types; epsilons may be `math.inf`.
+    """
+    survivors = config.min_survivors if survivors is None else survivors
+    privacy = config.privacy
+    hidden = [f"which client sent what: the server learns one sum over at least {config.min_survivors} clients"]
+    exposed = ["the sum itself", "who took part and who dropped out", "sizes and times of messages", "the final model"]
+    assumptions = [
+        f"at most {config.max_colluders} of {config.clients} clients work with the server",
+        "the roster of identities is genuine",
+        "the clients' own devices are honest towards their owners",
+    ]
+    if config.clients == 2:
+        exposed.insert(
+            0, "from either of the two clients, nothing of the other's update: each can subtract its own from the sum"
+        )
+    result: dict[str, Any] = {
+        "unit": privacy.unit,
+        "adjacency": privacy.adjacency,
+        "clients": config.clients,
+        "survivors": survivors,
+        "hidden": hidden,
+        "not_hidden": exposed,
+        "assumptions": assumptions,
+        "config_digest": config.digest().hex(),
+    }
+    if isinstance(privacy, NoPrivacy) or config.mechanism is None:
+        exposed.insert(
+            0, "anything about one client that can be computed from the exact sum and knowledge of the others"
+        )
+        return result | {"epsilon": math.inf, "delta": None, "ladder": None, "spent": math.inf}
+    rounds = privacy.rounds if rounds is None else rounds
+    ladder = config.ladder(survivors=survivors, rounds=rounds)
+    hidden.append(f"one {privacy.unit}'s contribution to the sum, up to the epsilon below")
+    if isinstance(privacy, RecordLevel):
+        assumptions.append(
+            f"each client draws each of its records with the public rate {privacy.sampling_rate:g}, in secret"
+        )
+    else:
+        assumptions.append("no amplification is claimed: the server knows who takes part")
+    return result | {
+        "epsilon": privacy.epsilon,
+        "delta": privacy.delta,
+        "rounds": rounds,
+        "ladder": None if ladder is None else ladder.to_dict(),
+        "spent": spent,
+    }
+
+
+def statement(
+    config: AggregationConfig, *, survivors: int | None = None, rounds: int | None = None, spent: float | None = None
+) -> str:
+    """The statement as text; arguments as for `statement_dict`."""
+    privacy = config.privacy
+    facts = statement_dict(config, survivors=survivors, rounds=rounds, spent=spent)
+    lines = [
+        "Privacy statement",
+        f"  unit        {facts['unit']}: {facts['adjacency']}",
+        f"  clients     {facts['clients']} invited, {facts['survivors']} in the sum, at least {config.min_survivors}",
+    ]
+    if isinstance(privacy, NoPrivacy):
+        lines.append("  epsilon     infinite: no noise was added")
+    else:
+        lines.append(
+            f"  budget      epsilon {facts['epsilon']:g} at delta {facts['delta']:g} over {privacy.rounds} rounds"
+        )
+        if facts["spent"] is not None:
+            lines.append(f"  spent       epsilon {facts['spent']:.3f} so far")
+        lines.append(f"  epsilon after {facts['rounds']} round{'s' if facts['rounds'] != 1 else ''}, against")
+        width = max(len(text) for text in RUNGS.values())
+        lines += [f"    {RUNGS[name]:<{width}}  {value:8.3f}" for name, value in facts["ladder"].items()]
+    for title, key in (("Hidden", "hidden"), ("Not hidden", "not_hidden"), ("Assumed", "assumptions")):
+        lines += [f"  {title}", *(f"    - {line}" for line in facts[key])]
+    return "\n".join(lines)

@@ -1,0 +1,843 @@
+"""The ledger against crashes, races, damage, forgery and callers who repeat themselves."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError, asdict, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import dp.ledger
+from dp.accounting import ORDERS, SkellamEvent, best_order, epsilon, rdp_budget
+from dp.errors import BudgetExceededError, LedgerError
+from dp.ledger import LedgerState, PrivacyBudget, PrivacyLedger, Reservation
+
+ORDER = 8
+BUDGET = PrivacyBudget(epsilon=4.0, delta=1e-6, unit="client", order=ORDER)
+ROOT = Path(dp.ledger.__file__).parents[1]
+
+
+def make_event(l2_squared: int, *, sampling_rate: Fraction = Fraction(1)) -> SkellamEvent:
+    return SkellamEvent(
+        l2_squared=Fraction(l2_squared),
+        l1=Fraction(900),
+        variance=Fraction(4096**2),
+        dimension=900,
+        sampling_rate=sampling_rate,
+    )
+
+
+ROUND = make_event(10**6)  # about ten of them fit
+FEWER_LOST = make_event(9 * 10**5)
+TINY = make_event(1, sampling_rate=Fraction(1, 2**60))
+SMALL = make_event(10**3)
+HUGE = make_event(10**9)
+
+
+def exact(value: float, rounding: str) -> int:
+    """An independent reading of "units of 1e-12, rounded": decimal arithmetic on the float's exact value."""
+    context = Context(prec=1200)
+    return int(Decimal(value).scaleb(12, context).to_integral_value(rounding, context))
+
+
+def cost(event: SkellamEvent) -> int:
+    return exact(float(event.rdp()[ORDERS.index(ORDER)]), ROUND_CEILING)
+
+
+LIMIT = exact(rdp_budget(ORDER, BUDGET.epsilon, BUDGET.delta), ROUND_FLOOR)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def fill(path: Path) -> LedgerState:
+    """Seven entries: one round committed, one released, one charged, one open."""
+    with PrivacyLedger.create(path, budget=BUDGET) as ledger:
+        ledger.commit(ledger.reserve(ROUND, request_id="first"), FEWER_LOST)
+        ledger.release(ledger.reserve(SMALL, request_id="second"))
+        ledger.charge(ledger.reserve(SMALL, request_id="third"))
+        ledger.reserve(ROUND, request_id="fourth")
+        return ledger.state()
+
+
+def run_sql(path: Path, *statements: str) -> None:
+    """An attacker with the file: the triggers are no obstacle."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        for statement in ("DROP TRIGGER IF EXISTS no_update", "DROP TRIGGER IF EXISTS no_delete", *statements):
+            database.execute(statement)
+
+
+def read_rows(path: Path) -> list[tuple[int, str, bytes]]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT sequence, document, digest FROM entry ORDER BY sequence").fetchall()
+
+
+def forge(path: Path, sequence: int, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrites one entry and recomputes all digests, as only somebody who knows the format can."""
+    documents = [document for _, document, _ in read_rows(path)]
+    fields = json.loads(documents[sequence])
+    replaced = edit(fields)
+    documents[sequence] = replaced if isinstance(replaced, str) else json.dumps(fields)
+    run_sql(path, "DROP INDEX one_each", "DELETE FROM entry")
+    head = hashlib.sha256(b"secagg/v1/ledger").digest()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        for position, document in enumerate(documents):
+            head = hashlib.sha256(head + document.encode()).digest()
+            database.execute("INSERT INTO entry VALUES (?, ?, ?)", (position, document, head))
+
+
+# --- amounts and limits ---------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_ledger_has_spent_nothing() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        state = ledger.state()
+        assert state == LedgerState(
+            epsilon=0.0,
+            limit_epsilon=4.0,
+            delta=1e-6,
+            unit="client",
+            order=ORDER,
+            filter_spent=0,
+            filter_limit=LIMIT,
+            rounds_committed=0,
+            rounds_reserved=0,
+            rounds_released=0,
+            head=ledger.verify(),
+        )
+        with pytest.raises(FrozenInstanceError):
+            state.filter_spent = 1  # type: ignore[misc]
+
+
+@given(
+    l2_squared=st.integers(1, 10**9),
+    rate=st.fractions(min_value=Fraction(1, 2**64), max_value=1),
+)
+@settings(max_examples=30, deadline=None)
+def test_amounts_round_up_and_are_never_zero(l2_squared: int, rate: Fraction) -> None:
+    event = make_event(l2_squared, sampling_rate=rate)
+    wide = PrivacyBudget(epsilon=1e6, delta=1e-6, unit="client", order=ORDER)
+    with PrivacyLedger.create(":memory:", budget=wide) as ledger:
+        reservation = ledger.reserve(event, request_id="r")
+        assert reservation.amount >= 1
+        assert Fraction(reservation.amount, 10**12) >= Fraction(float(event.rdp()[ORDERS.index(ORDER)]))
+        assert reservation.amount == max(1, cost(event)) == ledger.state().filter_spent
+
+
+def test_tiny_amounts_are_not_lost_beside_large_ones() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        ledger.reserve(ROUND, request_id="large")
+        for number in range(50):
+            ledger.charge(ledger.reserve(TINY, request_id=f"tiny {number}"))
+        assert ledger.state().filter_spent == cost(ROUND) + 50
+
+
+def test_the_last_round_that_fits_is_admitted_and_the_next_is_refused_with_figures() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        fitting = ledger.state().rounds_left(ROUND)
+        assert fitting == LIMIT // cost(ROUND)
+        for number in range(fitting):
+            ledger.reserve(ROUND, request_id=f"round {number}")
+        before = ledger.state()
+        assert before.rounds_left(ROUND) == 0
+        with pytest.raises(BudgetExceededError) as refusal:
+            ledger.reserve(ROUND, request_id="one too many")
+        assert ledger.state() == before
+        text = str(refusal.value)
+        for part in (
+            "'one too many'",
+            f"{cost(ROUND) / 1e12:.6g}",
+            f"{before.filter_spent / 1e12:.6g}",
+            f"{LIMIT / 1e12:.6g}",
+            f"{before.epsilon:.4g} of 4 per client at delta 1e-06",
+            "Rounds left at this cost: 0",
+        ):
+            assert part in text
+        ledger.reserve(TINY, request_id="a smaller one still fits")
+        assert before.epsilon <= BUDGET.epsilon
+
+
+def test_a_budget_at_the_best_order_of_a_plan_carries_the_plan() -> None:
+    for event in (ROUND, make_event(10**6, sampling_rate=Fraction(1, 50))):
+        order = best_order({event: 20}, 1e-5)
+        planned = epsilon({event: 20}, delta=1e-5) * (1 + 1e-9)
+        budget = PrivacyBudget(epsilon=planned, delta=1e-5, unit="record", order=order)
+        with PrivacyLedger.create(":memory:", budget=budget) as ledger:
+            assert ledger.state().rounds_left(event) == 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order": 1},
+        {"order": 65},
+        {"epsilon": 0.0},
+        {"epsilon": 1e-3},
+        {"epsilon": float("inf")},
+        {"epsilon": float("nan")},
+        {"delta": 0.0},
+        {"delta": 1.0},
+        {"unit": ""},
+    ],
+)
+def test_impossible_budgets_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(BUDGET, **change)
+
+
+@pytest.mark.parametrize("request_id", ["", "two\nlines", "nul\0", "\ud800"])
+def test_request_ids_are_printable(request_id: str) -> None:
+    with (
+        PrivacyLedger.create(":memory:", budget=BUDGET) as ledger,
+        pytest.raises(ValueError, match="printable"),
+    ):
+        ledger.reserve(ROUND, request_id=request_id)
+
+
+# --- transitions ----------------------------------------------------------------------------------------------------
+
+
+def test_a_reservation_counts_until_it_is_lowered_or_released() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        first = ledger.reserve(ROUND, request_id="first")
+        second = ledger.reserve(ROUND, request_id="second")
+        assert ledger.state().filter_spent == 2 * cost(ROUND)
+        ledger.commit(first, FEWER_LOST)
+        ledger.release(second)
+        state = ledger.state()
+        assert state.filter_spent == cost(FEWER_LOST)
+        assert state.epsilon == epsilon([FEWER_LOST], delta=BUDGET.delta)
+        assert (state.rounds_committed, state.rounds_reserved, state.rounds_released) == (1, 0, 1)
+
+
+def test_a_finished_request_is_never_a_free_second_release() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        ledger.release(ledger.reserve(ROUND, request_id="given back"))
+        ledger.charge(ledger.reserve(ROUND, request_id="done"))
+        for request_id in ("given back", "done"):
+            with pytest.raises(LedgerError, match="use a new id"):
+                ledger.reserve(ROUND, request_id=request_id)
+
+
+def test_every_transition_may_be_repeated_and_none_reversed() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        first = ledger.reserve(ROUND, request_id="first")
+        assert ledger.reserve(ROUND, request_id="first") == first
+        ledger.commit(first, FEWER_LOST)
+        second = ledger.reserve(ROUND, request_id="second")
+        ledger.release(second)
+        third = ledger.reserve(ROUND, request_id="third")
+        ledger.charge(third)
+        head = ledger.head
+        ledger.commit(first, FEWER_LOST)
+        ledger.release(second)
+        ledger.charge(third)
+        ledger.commit(third, ROUND)
+        illegal: list[Callable[[], object]] = [
+            lambda: ledger.reserve(FEWER_LOST, request_id="first"),
+            lambda: ledger.commit(first, SMALL),
+            lambda: ledger.charge(first),
+            lambda: ledger.release(first),
+            lambda: ledger.charge(second),
+            lambda: ledger.release(third),
+            lambda: ledger.commit(third, HUGE),
+        ]
+        for act in illegal:
+            with pytest.raises(LedgerError):
+                act()
+        assert ledger.head == head
+
+
+BIG = make_event(4 * 10**6)  # two of them fit
+EVENTS = (BIG, ROUND, SMALL, TINY, HUGE)
+REQUESTS = tuple(f"request {number}" for number in range(6))
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two connections to one file against a dictionary: same outcomes, same sums, never over the limit."""
+
+    @initialize()
+    def create(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = Path(self.directory.name) / "ledger.db"
+        self.ledgers = [PrivacyLedger.create(self.path, budget=BUDGET), PrivacyLedger.open(self.path)]
+        self.model: dict[str, tuple[str, SkellamEvent, SkellamEvent]] = {}  # id -> transition, reserved, actual
+        self.heads: list[str] = []
+
+    def teardown(self) -> None:
+        if hasattr(self, "directory"):
+            for head in self.heads:
+                self.ledgers[0].verify(expected_head=head)
+            for ledger in self.ledgers:
+                ledger.close()
+            self.directory.cleanup()
+
+    def spent(self) -> int:
+        return sum(cost(actual) for transition, _, actual in self.model.values() if transition != "release")
+
+    def reservation(self, request_id: str) -> Reservation:
+        reserved = self.model[request_id][1] if request_id in self.model else ROUND
+        return Reservation(request_id=request_id, event=reserved, amount=cost(reserved))
+
+    @rule(side=st.integers(0, 1), request_id=st.sampled_from(REQUESTS), event=st.sampled_from(EVENTS))
+    def reserve(self, side: int, request_id: str, event: SkellamEvent) -> None:
+        known = self.model.get(request_id)
+        if known is None and self.spent() + cost(event) > LIMIT:
+            with pytest.raises(BudgetExceededError):
+                self.ledgers[side].reserve(event, request_id=request_id)
+        elif known is not None and known[:2] != ("reserve", event):
+            with pytest.raises(LedgerError):
+                self.ledgers[side].reserve(event, request_id=request_id)
+        else:
+            reservation = self.ledgers[side].reserve(event, request_id=request_id)
+            self.model[request_id] = ("reserve", event, event)
+            assert reservation == self.reservation(request_id)
+
+    @rule(side=st.integers(0, 1), request_id=st.sampled_from(REQUESTS), event=st.sampled_from(EVENTS))
+    def commit(self, side: int, request_id: str, event: SkellamEvent) -> None:
+        self.finish(request_id, "commit", event, lambda r: self.ledgers[side].commit(r, event))
+
+    @rule(side=st.integers(0, 1), request_id=st.sampled_from(REQUESTS))
+    def charge(self, side: int, request_id: str) -> None:
+        self.finish(request_id, "commit", self.reservation(request_id).event, self.ledgers[side].charge)
+
+    @rule(side=st.integers(0, 1), request_id=st.sampled_from(REQUESTS))
+    def release(self, side: int, request_id: str) -> None:
+        self.finish(request_id, "release", self.reservation(request_id).event, self.ledgers[side].release)
+
+    def finish(self, request_id: str, transition: str, event: SkellamEvent, act: Callable[[Reservation], None]) -> None:
+        reservation = self.reservation(request_id)
+        known = self.model.get(request_id)
+        allowed = known is not None and cost(event) <= cost(known[1])
+        if allowed and known[0] == "reserve":
+            act(reservation)
+            self.model[request_id] = (transition, known[1], event)
+        elif allowed and (known[0], known[2]) == (transition, event):
+            head = self.ledgers[0].head
+            act(reservation)
+            assert self.ledgers[0].head == head
+        else:
+            with pytest.raises(LedgerError):
+                act(reservation)
+
+    @rule(side=st.integers(0, 1))
+    def reopen(self, side: int) -> None:
+        self.ledgers[side].close()
+        self.ledgers[side] = PrivacyLedger.open(self.path)
+
+    @rule()
+    def pin(self) -> None:
+        self.heads.append(self.ledgers[0].head)
+
+    @invariant()
+    def both_sides_agree_with_the_model(self) -> None:
+        if not hasattr(self, "ledgers"):
+            return
+        state = self.ledgers[0].state()
+        assert state == self.ledgers[1].state()
+        assert state.filter_spent == self.spent() <= state.filter_limit == LIMIT
+        counted = [actual for transition, _, actual in self.model.values() if transition != "release"]
+        assert state.epsilon == pytest.approx(epsilon(counted, delta=BUDGET.delta))
+        assert state.epsilon <= BUDGET.epsilon
+        transitions = [transition for transition, _, _ in self.model.values()]
+        assert state.rounds_committed == transitions.count("commit")
+        assert state.rounds_reserved == transitions.count("reserve")
+        assert state.rounds_released == transitions.count("release")
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+
+
+def test_a_forged_reservation_changes_nothing() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        real = ledger.reserve(SMALL, request_id="real")
+        head = ledger.head
+        for forged in (
+            replace(real, amount=real.amount * 10),
+            replace(real, event=ROUND),
+            replace(real, request_id="unknown"),
+        ):
+            for act in (ledger.charge, ledger.release):
+                with pytest.raises(LedgerError, match="holds no"):
+                    act(forged)
+        assert ledger.head == head
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_there_in_a_new_process(path: Path) -> None:
+    state = fill(path)
+    script = (
+        "import json, sys; from dataclasses import asdict; from dp.ledger import PrivacyLedger\n"
+        "with PrivacyLedger.open(sys.argv[1]) as ledger:\n"
+        "    ledger.verify(expected_head=sys.argv[2]); print(json.dumps(asdict(ledger.state())))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", script, str(path), state.head], cwd=ROOT, capture_output=True, check=True, text=True
+    ).stdout
+    assert json.loads(output) == asdict(state)
+
+
+def test_only_the_owner_can_read_it(path: Path) -> None:
+    old = os.umask(0)
+    try:
+        with PrivacyLedger.create(path, budget=BUDGET) as ledger:
+            ledger.reserve(ROUND, request_id="r")
+            files = sorted(path.parent.iterdir())
+            assert [file.name for file in files] == ["ledger.db", "ledger.db-shm", "ledger.db-wal"]
+            assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    finally:
+        os.umask(old)
+
+
+def test_create_never_overwrites(path: Path) -> None:
+    state = fill(path)
+    with pytest.raises(LedgerError, match="exists"):
+        PrivacyLedger.create(path, budget=BUDGET)
+    with PrivacyLedger.open(path) as ledger:
+        assert ledger.state() == state
+    with pytest.raises(LedgerError, match="No such file"):
+        PrivacyLedger.create(path.parent / "missing" / "ledger.db", budget=BUDGET)
+
+
+def test_what_is_no_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database, but longer than the header of one. " * 40)
+    empty = tmp_path / "empty"
+    empty.touch()
+    foreign = tmp_path / "foreign.db"
+    run_sql(foreign, "CREATE TABLE entry (sequence)", "PRAGMA application_id = 7")
+    for file in (text, empty, foreign):
+        before = file.read_bytes()
+        with pytest.raises(LedgerError, match="restore the ledger from a backup"):
+            PrivacyLedger.open(file)
+        assert file.read_bytes() == before
+    for nothing in (tmp_path, tmp_path / "missing.db", ":memory:"):
+        with pytest.raises(LedgerError, match="no privacy ledger"):
+            PrivacyLedger.open(nothing)
+    assert not (tmp_path / "missing.db").exists()
+
+
+def test_a_newer_schema_is_refused_and_kept(path: Path) -> None:
+    fill(path)
+    run_sql(path, "PRAGMA user_version = 2")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="schema 2, this version reads 1: upgrade"):
+        PrivacyLedger.open(path)
+    assert path.read_bytes() == before
+
+
+def test_a_closed_or_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    monkeypatch.setattr(dp.ledger, "LOCK_TIMEOUT_SECONDS", 0)
+    with PrivacyLedger.open(path) as ledger, contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="locked"):
+            ledger.reserve(SMALL, request_id="late")
+        other.rollback()
+        ledger.reserve(SMALL, request_id="late")
+        ledger.close()
+        with pytest.raises(LedgerError, match="closed"):
+            ledger.state()
+
+
+def test_entries_cannot_be_changed_by_accident(path: Path) -> None:
+    fill(path)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for statement in ("UPDATE entry SET document = '{}'", "DELETE FROM entry"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                database.execute(statement)
+
+
+def test_a_forked_child_must_open_its_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with PrivacyLedger.create(path, budget=BUDGET) as ledger:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with contextlib.suppress(LedgerError):
+                try:
+                    ledger.reserve(ROUND, request_id="from the child")
+                except LedgerError:
+                    status = 0
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert ledger.state().rounds_reserved == 0
+        monkeypatch.setattr(os, "getpid", lambda: -1)  # the same, where coverage can see it
+        with pytest.raises(LedgerError, match="forked process opens its own"):
+            ledger.state()
+
+
+def test_the_write_ahead_log_stays_small(path: Path) -> None:
+    sizes = []
+    with PrivacyLedger.create(path, budget=BUDGET) as ledger:
+        for number in range(270):
+            ledger.reserve(TINY, request_id=f"{number}")
+            sizes.append(path.with_name("ledger.db-wal").stat().st_size)
+        head = ledger.verify()
+    assert sizes[-1] < max(sizes) / 4
+    with PrivacyLedger.open(path) as ledger:
+        assert ledger.verify() == head
+
+
+# --- the chain ------------------------------------------------------------------------------------------------------
+
+
+def test_the_export_can_be_checked_without_this_library(path: Path) -> None:
+    state = fill(path)
+    with PrivacyLedger.open(path) as ledger:
+        entries = list(ledger.entries())
+    plain = json.loads(json.dumps([entry.to_dict() for entry in entries]))
+    head = hashlib.sha256(b"secagg/v1/ledger").hexdigest()
+    for number, fields in enumerate(plain):
+        assert (fields.pop("sequence"), fields.pop("previous")) == (number, head)
+        digest = fields.pop("digest")
+        document = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        head = hashlib.sha256(bytes.fromhex(head) + document.encode()).hexdigest()
+        assert (head, document) == (digest, entries[number].document)
+    assert head == state.head
+    transitions = [fields["transition"] for fields in plain]
+    assert transitions == ["create", "reserve", "commit", "reserve", "release", "reserve", "commit", "reserve"]
+    assert SkellamEvent.from_dict(plain[2]["event"]) == FEWER_LOST
+
+
+@pytest.mark.parametrize("sequence", range(8))
+def test_an_altered_entry_is_named_and_nothing_is_spent_on_it(path: Path, sequence: int) -> None:
+    head = fill(path).head
+    run_sql(path, f"UPDATE entry SET document = replace(document, '1', '2') WHERE sequence = {sequence}")
+    with PrivacyLedger.open(path) as ledger:
+        for act in (
+            ledger.verify,
+            lambda: ledger.verify(expected_head=head),
+            ledger.state,
+            lambda: ledger.head,
+            lambda: list(ledger.entries()),
+            lambda: ledger.reserve(TINY, request_id="new"),
+            lambda: ledger.charge(Reservation(request_id="fourth", event=ROUND, amount=cost(ROUND))),
+        ):
+            with pytest.raises(LedgerError, match=f"entry {sequence} was altered"):
+                act()
+    assert len(read_rows(path)) == 8
+
+
+def test_damaged_text_and_digests_are_named(path: Path) -> None:
+    fill(path)
+    run_sql(path, "UPDATE entry SET digest = zeroblob(32) WHERE sequence = 5")
+    with PrivacyLedger.open(path) as ledger, pytest.raises(LedgerError, match="entry 5 was altered"):
+        ledger.verify()
+    run_sql(path, "DROP INDEX one_each", "UPDATE entry SET document = CAST(X'FFFE7B' AS TEXT) WHERE sequence = 3")
+    with PrivacyLedger.open(path) as ledger, pytest.raises(LedgerError, match="entry 3 was altered"):
+        ledger.verify()
+
+
+@pytest.mark.parametrize("sequence", range(7))
+def test_a_deleted_entry_is_named(path: Path, sequence: int) -> None:
+    fill(path)
+    run_sql(path, f"DELETE FROM entry WHERE sequence = {sequence}")
+    with PrivacyLedger.open(path) as ledger, pytest.raises(LedgerError, match=f"entry {sequence} is missing"):
+        ledger.verify()
+
+
+def test_an_emptied_ledger_is_not_a_fresh_one(path: Path) -> None:
+    fill(path)
+    run_sql(path, "DELETE FROM entry")
+    with PrivacyLedger.open(path) as ledger:
+        for act in (ledger.verify, ledger.state, lambda: ledger.reserve(TINY, request_id="new")):
+            with pytest.raises(LedgerError, match=r"entry 0 of .* is missing"):
+                act()
+
+
+def test_a_cut_end_is_seen_by_whoever_pinned_the_head(path: Path) -> None:
+    pinned = fill(path).head
+    with PrivacyLedger.open(path) as ledger:
+        ledger.reserve(TINY, request_id="later")
+        assert ledger.verify(expected_head=pinned) == ledger.head != pinned  # growth is no alarm
+    run_sql(path, "DELETE FROM entry WHERE sequence >= 7")
+    with PrivacyLedger.open(path) as ledger:
+        assert ledger.verify() != pinned
+        with pytest.raises(LedgerError, match=f"does not contain {pinned}"):
+            ledger.verify(expected_head=pinned)
+
+
+def test_an_open_ledger_does_not_forget_what_is_deleted_under_it(path: Path) -> None:
+    state = fill(path)
+    with PrivacyLedger.open(path) as ledger:
+        assert ledger.state() == state
+        run_sql(path, "DELETE FROM entry WHERE sequence >= 1")
+        assert ledger.state().filter_spent == state.filter_spent
+        with contextlib.suppress(LedgerError):
+            ledger.reserve(TINY, request_id="new")
+        with pytest.raises(LedgerError, match="entry 1 is missing"):
+            ledger.verify()
+
+
+def set_fields(**changes: object) -> Callable[[dict[str, Any]], None]:
+    return lambda fields: fields.update(changes)
+
+
+def drop_field(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda fields: fields.pop(name) and None
+
+
+@pytest.mark.parametrize(
+    ("sequence", "edit", "reason"),
+    [
+        (0, set_fields(amount=LIMIT * 2), "recomputed"),
+        (0, lambda fields: fields["budget"].update(epsilon=8.0), "recomputed"),
+        (0, lambda fields: fields["budget"].update(order=1), "ORDERS"),
+        (0, lambda fields: fields["budget"].update(extra=1), "TypeError"),
+        (0, drop_field("budget"), "KeyError"),
+        (1, set_fields(amount=cost(ROUND) * 999_999 // 10**6), "recomputed"),
+        (1, set_fields(amount=LIMIT + 1), "more than is left"),
+        (2, set_fields(amount=0), "recomputed"),
+        (2, set_fields(amount=cost(ROUND) + 1), "more than is left"),
+        (2, set_fields(amount=-1), "more than is left"),
+        (4, set_fields(amount=5), "recomputed"),
+        (2, set_fields(transition="reserve"), "reserve of request 'first'"),
+        (4, set_fields(request_id="first"), "release of request 'first'"),
+        (4, set_fields(request_id="nobody"), "release of request 'nobody'"),
+        (3, set_fields(transition="create"), "KeyError"),
+        (3, set_fields(request_id=["a list"]), "TypeError"),
+        (5, set_fields(event=None), "UnaccountableError"),
+        (5, lambda fields: fields["event"].update(variance="1/0"), "UnaccountableError"),
+        (6, drop_field("amount"), "KeyError"),
+        (6, set_fields(amount="1"), "TypeError"),
+        (7, lambda _: "{", "JSONDecodeError"),
+        (7, lambda _: "[]", "TypeError"),
+    ],
+)
+def test_a_forged_entry_with_a_good_digest_is_named(
+    path: Path, sequence: int, edit: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    fill(path)
+    forge(path, sequence, edit)
+    with (
+        PrivacyLedger.open(path) as ledger,
+        pytest.raises(LedgerError, match=f"(?s)entry {sequence} is not a valid entry.*{reason}"),
+    ):
+        ledger.verify()
+
+
+def test_the_last_bits_of_a_float_are_no_forgery(path: Path) -> None:
+    """Another machine may compute a divergence that differs in its last bits."""
+    fill(path)
+    forge(path, 7, set_fields(amount=cost(ROUND) - 20))
+    with PrivacyLedger.open(path) as ledger:
+        ledger.verify()
+        assert ledger.state().filter_spent == cost(FEWER_LOST) + cost(SMALL) + cost(ROUND) - 20
+
+
+def test_a_damaged_index_is_found(path: Path) -> None:
+    fill(path)
+    run_sql(
+        path,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, '$.transition', '$.amount') WHERE name = 'one_each'",
+    )
+    with PrivacyLedger.open(path) as ledger, pytest.raises(LedgerError, match=r"is damaged .*index"):
+        ledger.verify()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LedgerState]:
+    path = tmp_path_factory.mktemp("filled") / "ledger.db"
+    return path, fill(path)
+
+
+@given(data=st.data(), bit=st.integers(0, 7))
+@settings(max_examples=150, deadline=None)
+def test_no_flipped_bit_changes_what_a_verified_ledger_says(
+    filled: tuple[Path, LedgerState], data: st.DataObject, bit: int
+) -> None:
+    original, state = filled
+    content = bytearray(original.read_bytes())
+    used = [position for position, byte in enumerate(content) if byte]
+    position = data.draw(st.one_of(st.integers(0, 120), st.sampled_from(used)))
+    content[position] ^= 1 << bit
+    with tempfile.TemporaryDirectory() as directory:
+        damaged = Path(directory) / "ledger.db"
+        damaged.write_bytes(content)
+        with contextlib.suppress(LedgerError), PrivacyLedger.open(damaged) as ledger:
+            ledger.verify(expected_head=state.head)
+            assert ledger.state() == state
+
+
+# --- many processes -------------------------------------------------------------------------------------------------
+
+RACER = """
+import sys
+from dp.accounting import SkellamEvent
+from dp.errors import BudgetExceededError
+from dp.ledger import PrivacyLedger
+path, name, plain = sys.argv[1:]
+event = SkellamEvent.from_dict(eval(plain))
+with PrivacyLedger.open(path) as ledger:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    won = 0
+    try:
+        while True:
+            reservation = ledger.reserve(event, request_id=f"{name} {won}")
+            won += 1
+            if won % 2:
+                ledger.charge(reservation)
+    except BudgetExceededError:
+        print(won, flush=True)
+"""
+
+
+def test_eight_racing_processes_stop_exactly_at_the_limit(path: Path) -> None:
+    event = make_event(5 * 10**4)
+    fitting = LIMIT // cost(event)
+    with PrivacyLedger.create(path, budget=BUDGET) as ledger, contextlib.ExitStack() as stack:
+        racers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", RACER, str(path), f"racer {number}", repr(event.to_dict())],
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for number in range(8)
+        ]
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        outputs = []
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+        for racer in racers:
+            output, _ = racer.communicate()
+            outputs.append(int(output))
+        assert sum(outputs) == fitting
+        state = ledger.state()
+        assert state.filter_spent == fitting * cost(event) <= LIMIT < state.filter_spent + cost(event)
+        assert state.rounds_committed + state.rounds_reserved == fitting
+        ledger.verify()
+
+
+# Forks writers from one process that has imported everything, so that a life takes milliseconds.
+NURSERY = """
+import itertools, os, sys
+from dp.accounting import SkellamEvent
+from dp.ledger import PrivacyLedger
+path, worst, actual = sys.argv[1], *(SkellamEvent.from_dict(eval(plain)) for plain in sys.argv[2:])
+say = lambda *words: os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+for life in sys.stdin:
+    writers = []
+    for writer in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                with PrivacyLedger.open(path) as ledger:
+                    for turn in itertools.count():
+                        request_id = f"{life.strip()}-{writer}-{turn}"
+                        reservation = ledger.reserve(worst, request_id=request_id)
+                        say("reserve", request_id)
+                        ledger.commit(reservation, actual)
+                        say("commit", request_id)
+            finally:
+                os._exit(1)
+        writers.append(child)
+    say("writers", *writers)
+    say("dead", *(os.waitpid(child, 0)[1] for child in writers))
+"""
+
+
+@contextlib.contextmanager
+def nursery(path: Path) -> Iterator[subprocess.Popen[str]]:
+    arguments = [
+        sys.executable,
+        "-c",
+        NURSERY,
+        str(path),
+        repr(TINY.to_dict()),
+        repr(make_event(1, sampling_rate=Fraction(1, 2**61)).to_dict()),
+    ]
+    with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+def test_kill_9_loses_no_acknowledged_spend(path: Path) -> None:
+    timing = np.random.default_rng(0)
+    head = PrivacyLedger.create(path, budget=BUDGET).head
+    unfinished = 0
+    with nursery(path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        acknowledged: set[tuple[str, str]] = set()
+        for life in range(20):
+            process.stdin.write(f"{life}\n")
+            process.stdin.flush()
+            patience = int(timing.integers(0, 40))
+            writers: list[int] = []
+            seen = 0
+            while not (writers and seen >= patience):
+                word, *rest = process.stdout.readline().split()
+                if word == "writers":
+                    writers = [int(pid) for pid in rest]
+                else:
+                    acknowledged.add((word, rest[0]))
+                    seen += 1
+            time.sleep(float(timing.uniform(0, 0.002)))
+            for pid in writers:
+                os.kill(pid, signal.SIGKILL)
+            for line in process.stdout:
+                word, *rest = line.split()
+                if word == "dead":
+                    assert rest == [str(int(signal.SIGKILL))] * 2, "a writer ended by itself"
+                    break
+                acknowledged.add((word, rest[0]))
+
+            with PrivacyLedger.open(path) as ledger:
+                head = ledger.verify(expected_head=head)
+                written = [
+                    (str(fields["transition"]), str(fields["request_id"]))
+                    for fields in (entry.to_dict() for entry in list(ledger.entries())[1:])
+                ]
+                state = ledger.state()
+            assert len(set(written)) == len(written)
+            assert acknowledged <= set(written)
+            assert len(set(written) - acknowledged) <= 2 * (life + 1)
+            assert state.filter_spent == sum(word == "reserve" for word, _ in written)  # each costs one unit
+            unfinished = state.rounds_reserved
+        process.stdin.close()
+    assert unfinished > 0, "no kill fell between reserve and commit"
+    assert len(acknowledged) > 100
+
+
+def test_a_copy_of_a_live_ledger_by_vacuum_is_a_ledger(path: Path) -> None:
+    with PrivacyLedger.create(path, budget=BUDGET) as ledger:
+        ledger.reserve(ROUND, request_id="r")
+        backup = path.with_name("backup.db")
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("VACUUM INTO ?", (str(backup),))
+        with PrivacyLedger.open(backup) as copy:
+            assert copy.state() == ledger.state()
+            copy.verify(expected_head=ledger.head)
+        shutil.rmtree(path.parent)
