@@ -48,8 +48,9 @@ LOCK_TIMEOUT_SECONDS = 30  # writers hold the lock for a millisecond; a longer w
 _UNITS = 10**12
 _ANCHOR = hashlib.sha256(b"secagg/v1/ledger").digest()  # stands before entry 0
 _ADVICE = "restore the ledger from a backup; an empty one would reset the budget"
-# Before SQLite 3.51.3, automatic checkpoints that race with a writer can lose commits: `_writing` makes exclusive ones.
-_SETTINGS = ("PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 0")
+# EXTRA is FULL, and syncs the directory too where SQLite falls back from WAL to a rollback journal. Before 3.51.3,
+# automatic checkpoints that race with a writer can lose commits: `_writing` makes exclusive ones.
+_SETTINGS = ("PRAGMA synchronous = EXTRA", "PRAGMA wal_autocheckpoint = 0")
 # The fields of the index live in the document alone: no column can contradict what was hashed.
 _SCHEMA = (
     "CREATE TABLE entry (sequence INTEGER PRIMARY KEY, document TEXT NOT NULL, digest BLOB NOT NULL)",
@@ -158,7 +159,6 @@ class PrivacyLedger:
                 raise LedgerError(f"{path}: {error.strerror}; a ledger is created once and then opened") from error
         ledger = cls(path)
         with ledger._database() as database:
-            # Where WAL is impossible, SQLite keeps its rollback journal.
             for statement in ("PRAGMA journal_mode = WAL", *_SETTINGS, "BEGIN IMMEDIATE", *_SCHEMA):
                 database.execute(statement)
             with database:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, asdict, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
@@ -98,7 +99,7 @@ def forge(path: Path, sequence: int, edit: Callable[[dict[str, Any]], object]) -
     fields = json.loads(documents[sequence])
     replaced = edit(fields)
     documents[sequence] = replaced if isinstance(replaced, str) else json.dumps(fields)
-    run_sql(path, "DROP INDEX one_each", "DELETE FROM entry")
+    run_sql(path, "DROP INDEX IF EXISTS one_each", "DELETE FROM entry")
     head = hashlib.sha256(b"secagg/v1/ledger").digest()
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         for position, document in enumerate(documents):
@@ -175,6 +176,19 @@ def test_the_last_round_that_fits_is_admitted_and_the_next_is_refused_with_figur
             assert part in text
         ledger.reserve(TINY, request_id="a smaller one still fits")
         assert before.epsilon <= BUDGET.epsilon
+
+
+def test_the_limit_itself_may_be_spent_and_not_one_unit_more(path: Path) -> None:
+    PrivacyLedger.create(path, budget=BUDGET).close()
+    forge(path, 0, set_fields(amount=cost(SMALL) - 1))
+    with PrivacyLedger.open(path) as ledger, pytest.raises(BudgetExceededError):
+        ledger.reserve(SMALL, request_id="one unit too much")
+    forge(path, 0, set_fields(amount=cost(SMALL)))
+    with PrivacyLedger.open(path) as ledger:
+        ledger.reserve(SMALL, request_id="exactly all")
+        with pytest.raises(BudgetExceededError):
+            ledger.reserve(TINY, request_id="one unit")
+        assert ledger.state().filter_spent == ledger.state().filter_limit
 
 
 def test_a_budget_at_the_best_order_of_a_plan_carries_the_plan() -> None:
@@ -328,11 +342,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def finish(self, request_id: str, transition: str, event: SkellamEvent, act: Callable[[Reservation], None]) -> None:
         reservation = self.reservation(request_id)
         known = self.model.get(request_id)
-        allowed = known is not None and cost(event) <= cost(known[1])
-        if allowed and known[0] == "reserve":
+        if known is None or cost(event) > cost(known[1]):
+            with pytest.raises(LedgerError):
+                act(reservation)
+        elif known[0] == "reserve":
             act(reservation)
             self.model[request_id] = (transition, known[1], event)
-        elif allowed and (known[0], known[2]) == (transition, event):
+        elif (known[0], known[2]) == (transition, event):
             head = self.ledgers[0].head
             act(reservation)
             assert self.ledgers[0].head == head
@@ -387,7 +403,8 @@ def test_a_forged_reservation_changes_nothing() -> None:
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_there_in_a_new_process(path: Path) -> None:
+def test_everything_is_there_in_a_new_process(tmp_path: Path) -> None:
+    path = tmp_path / "an odd ?mode=memory #%41 name.db"
     state = fill(path)
     script = (
         "import json, sys; from dataclasses import asdict; from dp.ledger import PrivacyLedger\n"
@@ -447,6 +464,27 @@ def test_a_newer_schema_is_refused_and_kept(path: Path) -> None:
     with pytest.raises(LedgerError, match="schema 2, this version reads 1: upgrade"):
         PrivacyLedger.open(path)
     assert path.read_bytes() == before
+
+
+def test_it_works_where_write_ahead_logging_does_not(path: Path) -> None:
+    state = fill(path)
+    run_sql(path, "PRAGMA journal_mode = DELETE")
+    with PrivacyLedger.open(path) as ledger, PrivacyLedger.open(path) as other:
+        assert ledger.state() == state
+        for number in range(130):
+            ledger.charge(other.reserve(TINY, request_id=f"{number}"))
+        assert other.state().filter_spent == state.filter_spent + 130
+        assert ledger.verify(expected_head=state.head) == other.head
+        assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
+
+
+def test_another_thread_must_open_its_own(path: Path) -> None:
+    with PrivacyLedger.create(path, budget=BUDGET) as ledger, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(LedgerError, match="thread"):
+            pool.submit(ledger.state).result()
+        with pytest.raises(LedgerError, match="thread"):
+            pool.submit(ledger.reserve, ROUND, request_id="elsewhere").result()
+        assert ledger.state().rounds_reserved == 0
 
 
 def test_a_closed_or_locked_ledger_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

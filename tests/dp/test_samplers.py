@@ -20,6 +20,7 @@ from scipy import special, stats
 from dp.samplers import MAX_STDDEV, RandomBytes, _skellam_table, _thresholds, sample_skellam, secure_random
 
 UNIT = 2**127
+SLACK = 2**-12  # of one unit: the 140-bit tail is cut off
 
 
 def fixed_stream(key: int = 0) -> RandomBytes:
@@ -56,7 +57,7 @@ def test_every_threshold_is_the_true_cumulative_probability_rounded_down(varianc
         cumulative = mass[0]
         for k, threshold in enumerate(_thresholds(variance)[:-1]):
             cumulative += 2 * mass[k] if k else 0
-            assert 0 <= cumulative * UNIT - threshold < 1 + mpmath.mpf(2) ** -40, k
+            assert -SLACK <= cumulative * UNIT - threshold < 1 + SLACK, k
 
 
 @pytest.mark.parametrize("stddev", [100, 4096, MAX_STDDEV])
@@ -70,7 +71,7 @@ def test_thresholds_agree_with_the_characteristic_function(stddev):
         for k in (0, 1, stddev // 2, stddev, 3 * stddev, 6 * stddev, 9 * stddev, 13 * stddev):
             kernel = (weight * mpmath.sin((2 * k + 1) * t) for weight, t in zip(weights, angles, strict=True))
             cumulative = (2 * k + 1 + mpmath.fsum(kernel)) / period
-            assert -0.001 <= cumulative * UNIT - thresholds[k] < 1.001, k
+            assert -SLACK <= cumulative * UNIT - thresholds[k] < 1 + SLACK, k
 
 
 @pytest.mark.parametrize("variance", [Fraction(1, 10**400), Fraction(1, 3), Fraction(4), Fraction(1000**2)])

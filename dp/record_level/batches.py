@@ -1,0 +1,216 @@
+"""Secret batches, and their layout for training.
+
+Rules:
+
+- Who is in a batch is decided by our generator, record by record, and told to nobody.
+- In training the model sees a batch of one fixed shape, whatever the draw: the records lie in distinct random rows, the
+  other rows are zero. Then removing a record leaves every other record in its row of a batch of the same shape, where
+  its gradient comes out bit for bit the same. Without this, products of matrices of different heights round differently
+  (measured: up to ten rows, and single rows of larger batches when two threads share them).
+- A draw that does not fit takes a multiple of the rows. Such a batch, and one that a `BatchMemoryManager` splits, keeps
+  the integer bound on every record, but rests for the rest on rows of other batch shapes agreeing.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from ..errors import UnsafeUpdateError
+from ..samplers import Int64Vector, RandomBytes, secure_random
+
+_ROW_GRID = 16  # one record more or less seldom changes the number of rows
+_ROW_REACH = 4  # standard deviations of the batch size for which there are rows
+
+
+@runtime_checkable
+class IndexedDataset(Protocol):
+    """A data set whose records have numbers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+class SecretPoissonSampler(Sampler[list[int]]):
+    """Draws Poisson batches that nobody else can predict. A `batch_sampler` for `torch.utils.data.DataLoader`.
+
+    Each record enters each batch independently, when a secret 64-bit word is below floor(q·2^64): with probability q,
+    or less by under 2^-64. `torch.manual_seed` has no influence. A batch may be empty.
+
+    Args:
+        length: Records of this client, >= 1.
+        rate: Public rate q in (0, 1], the same for all clients.
+        rand: Source of randomness; 8·length bytes are consumed per batch.
+        on_start: Called when an iteration begins.
+
+    Raises:
+        ValueError: A value is outside its bound.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        rate: Fraction | float,
+        rand: RandomBytes | None = None,
+        on_start: Callable[[], None] | None = None,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"length must be >= 1, got {length}")
+        if not 0 < rate <= 1:
+            raise ValueError(f"rate must lie in (0, 1], got {rate}")
+        self.length = length
+        self.rate = Fraction(rate)
+        self._threshold = math.floor(self.rate * 2**64)
+        self._rand = secure_random() if rand is None else rand
+        self._on_start = on_start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self._on_start is not None:
+            self._on_start()
+        for _ in range(len(self)):
+            yield self.draw()
+
+    def __len__(self) -> int:
+        """Batches per pass: as many as use each record once on average, rounded down."""
+        return math.floor(1 / self.rate)
+
+    def draw(self) -> list[int]:
+        """One batch: increasing indices below `length`."""
+        words = np.frombuffer(self._rand(8 * self.length), dtype="<u8")
+        if self._threshold == 2**64:
+            return list(range(self.length))
+        indices: list[int] = np.flatnonzero(words < np.uint64(self._threshold)).tolist()
+        return indices
+
+
+class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' per-record gradients, from training batches of a fixed number of rows.
+
+    Outputs are picked out again, so the caller sees its own records only, and blank rows get no gradient. Outside
+    training it is the module itself. The keys of its `state_dict` are the module's own.
+
+    Args:
+        module: Called with tensors of one row per record (and other values, which pass through); returns tensors of one
+            row per record, alone or in tuples, lists and dictionaries.
+        rows: Rows per training batch, >= 1.
+
+    Raises:
+        ValueError: `rows` is outside its bound.
+        NotImplementedError: A trained layer has buffers, which Opacus does not support.
+    """
+
+    def __init__(self, module: nn.Module, *, rows: int) -> None:
+        if rows < 1:
+            raise ValueError(f"rows must be >= 1, got {rows}")
+        super().__init__(module, loss_reduction="sum")
+        self.forbid_grad_accumulation()
+        self.rows = rows
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Call the module on the records.
+
+        Raises:
+            UnsafeUpdateError: An input or output tensor does not have one row per record.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return self._module(*args, **kwargs)
+        heads = {tuple(value.shape[:1]) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        if len(heads) != 1 or heads == {()}:
+            raise UnsafeUpdateError(f"every tensor must have one row per record, got leading sizes {sorted(heads)}")
+        (count,) = heads.pop()
+        total = self.rows * max(1, math.ceil(count / self.rows))
+        places = torch.from_numpy(_random_places(count, total, rand=secure_random()))
+
+        def place(value: object) -> object:
+            if not isinstance(value, Tensor):
+                return value
+            return value.new_zeros(total, *value.shape[1:]).index_copy(0, places.to(value.device), value)
+
+        def pick(value: Tensor) -> Tensor:
+            if tuple(value.shape[:1]) != (total,):
+                raise UnsafeUpdateError(f"the model must return one row per record, got shape {tuple(value.shape)}")
+            return value.index_select(0, places.to(value.device))
+
+        outputs = self._module(
+            *(place(value) for value in args), **{name: place(value) for name, value in kwargs.items()}
+        )
+        return map_tensors(pick, outputs)
+
+    def state_dict(self, *args: object, **kwargs: object) -> object:
+        """The state of the wrapped module, under its own keys."""
+        return self._module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: object, **kwargs: object) -> object:
+        """Load a state of the wrapped module."""
+        return self._module.load_state_dict(*args, **kwargs)
+
+
+def default_rows(length: int, *, rate: float) -> int:
+    """Rows that nearly every Poisson draw fits."""
+    mean = length * rate
+    return _ROW_GRID * math.ceil((mean + _ROW_REACH * math.sqrt(mean * (1 - rate))) / _ROW_GRID)
+
+
+def with_batches(
+    loader: DataLoader[object], *, dataset: IndexedDataset, sampler: SecretPoissonSampler
+) -> DataLoader[object]:
+    """The same loader over the sampler's batches; an empty one has the structure of the others and no rows."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=sampler,
+        collate_fn=_CollateEmpty(loader.collate_fn, dataset),
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+class _CollateEmpty:
+    """The user's collate function, extended to no records: the batch of one record, cut to zero rows."""
+
+    def __init__(self, collate: Callable[[list[object]], object], dataset: IndexedDataset) -> None:
+        self._collate = collate
+        self._dataset = dataset
+
+    def __call__(self, records: list[object]) -> object:
+        if records:
+            return self._collate(records)
+        return map_tensors(lambda tensor: tensor[:0], self._collate([self._dataset[0]]))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: object) -> object:
+    """Apply `function` to every tensor in tuples, lists and dictionaries.
+
+    Raises:
+        UnsafeUpdateError: Something else is in there.
+    """
+    match value:
+        case Tensor():
+            return function(value)
+        case dict():
+            return {name: map_tensors(function, item) for name, item in value.items()}
+        case tuple() if hasattr(value, "_fields"):  # a named tuple takes its fields one by one
+            return type(value)(*(map_tensors(function, item) for item in value))
+        case tuple():
+            return tuple(map_tensors(function, item) for item in value)
+        case list():
+            return [map_tensors(function, item) for item in value]
+        case _:
+            raise UnsafeUpdateError(f"expected tensors, tuples, lists or dictionaries, got {type(value).__name__}")
+
+
+def _random_places(count: int, total: int, *, rand: RandomBytes) -> Int64Vector:
+    """`count` distinct rows out of `total`, uniformly; fewer records take a prefix of the same places."""
+    return np.argsort(np.frombuffer(rand(8 * total), dtype="<u8"), kind="stable")[:count]

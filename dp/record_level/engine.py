@@ -1,0 +1,232 @@
+"""Opacus' front door for one client of a federation.
+
+Rules:
+
+- What would void the guarantee is refused here, once, before training, with the way out in the message.
+- One data set has one accountant: an engine that is built anew in the same process continues with it.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Final
+from weakref import WeakKeyDictionary
+
+import torch
+from opacus import PrivacyEngine
+from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
+from opacus.grad_sample import AbstractGradSampleModule
+from opacus.optimizers import DPOptimizer
+from opacus.validators.errors import UnsupportedModuleError
+from opacus.validators.module_validator import ModuleValidator
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..errors import UnaccountableError
+from ..mechanisms import DistributedSkellam, calibrate
+from ..units import RecordLevel
+from .accountant import SkellamAccountant
+from .batches import FixedRows, IndexedDataset, SecretPoissonSampler, default_rows, with_batches
+from .optimizer import Aggregate, SecureDPOptimizer
+
+_DISTRIBUTED = (
+    DistributedDataParallel,
+    FullyShardedDataParallel,
+    FSDPModule,
+    DifferentiallyPrivateDistributedDataParallel,
+)
+
+# Both are beside the point here: our randomness is secure, and inputs that need no gradient are what training looks
+# like.
+_SECURE_MODE_WARNING = (
+    "Secure RNG turned off. This is perfectly fine for experimentation as it allows for much faster training "
+    "performance, but remember to turn it on and retrain one last time before production with ``secure_mode`` turned "
+    "on."
+)
+_BACKWARD_HOOK_WARNING = (
+    "Full backward hook is firing when gradients are computed with respect to module outputs since no inputs require "
+    "gradients."
+)
+
+_SUPPORTED: Final[Mapping[str, object]] = {
+    "poisson_sampling": True,
+    "clipping": "flat",
+    "grad_sample_mode": "hooks",
+    "batch_first": True,
+    "wrap_model": True,
+    "rand_on_empty": False,
+    "noise_generator": None,
+}
+"""Options of Opacus' `make_private` that have one right value here."""
+
+_accountants: WeakKeyDictionary[object, SkellamAccountant] = WeakKeyDictionary()  # by data set
+
+
+class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' `PrivacyEngine` for one client: `make_private`, an ordinary loop, `get_epsilon`.
+
+    Args:
+        accountant: The client's accountant, if it has one from before. By default the one that this process already
+            keeps for the data set, or else a new one.
+
+    Raises:
+        ValueError: `secure_mode` is asked for: it is Opacus' own generator.
+    """
+
+    def __init__(self, *, accountant: SkellamAccountant | None = None, secure_mode: bool = False) -> None:
+        if secure_mode:
+            raise ValueError("secure_mode must be False: noise and batches never come from Opacus' generators here")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=re.escape(_SECURE_MODE_WARNING))
+            super().__init__(accountant=SkellamAccountant.mechanism())
+        self.dataset: object = None
+        self._accountant_given = accountant is not None
+        if accountant is not None:
+            self.accountant = accountant
+
+    def make_private(
+        self,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data_loader: DataLoader[object],
+        unit: RecordLevel,
+        mechanism: DistributedSkellam | None = None,
+        clients: int | None = None,
+        min_survivors: int | None = None,
+        max_colluders: int | None = None,
+        aggregate: Aggregate | None = None,
+        criterion: nn.Module | None = None,
+        loss_reduction: str = "mean",
+        physical_batch_size: int | None = None,
+        **options: object,
+    ) -> tuple[nn.Module, SecureDPOptimizer, DataLoader[object]]:
+        """Make a client's training loop private at record level.
+
+        Args:
+            module: The model, called with tensors of one row per record, returning the same (`FixedRows`).
+                `get_compatible_module` replaces layers that mix records.
+            optimizer: Over exactly the trainable parameters of `module`.
+            data_loader: Its data set and collate function are kept; its batches are replaced by secret Poisson ones.
+            unit: What is protected, with the public rate and number of records.
+            mechanism: The release of one round. Without it, it is calibrated to `unit` from the next three.
+            clients: Clients of the federation.
+            min_survivors: Fewest contributions that a round accepts.
+            max_colluders: Clients that may work with the adversary.
+            aggregate: See `SecureDPOptimizer`.
+            criterion: The loss module, if there is one: its `reduction` is then checked.
+            loss_reduction: Must be "sum", as the loss must be; the default of Opacus is refused.
+            physical_batch_size: Rows that a training batch is laid out in; by default enough for nearly every draw.
+                With a `BatchMemoryManager`, set both to the same size.
+            options: Other options of Opacus, at the one value that is supported.
+
+        Returns:
+            The module, wrapped, with the same `state_dict` keys (`to_standard_module()` unwraps it); the optimizer; the
+            data loader, one pass of which is floor(1/q) rounds.
+
+        Raises:
+            ValueError: Something is unsupported, already private or inconsistent.
+            UnsupportedModuleError: A layer mixes records or keeps statistics of them.
+            UnaccountableError: This engine accounts for other data, or another accountant for these.
+            CapacityError: No mechanism keeps the budget at this dimension.
+        """
+        _check_options(options)
+        _check_loss(loss_reduction, criterion)
+        _check_module(module, optimizer)
+        self.validate(module=module, optimizer=None, data_loader=None)
+        dataset = data_loader.dataset
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, IndexedDataset):
+            raise ValueError("Poisson sampling needs a data set with a length and indices, not an iterable one")
+        self._bind(dataset)
+        if mechanism is None:
+            if clients is None or min_survivors is None or max_colluders is None:
+                raise ValueError("give mechanism, or clients, min_survivors and max_colluders")
+            mechanism = calibrate(
+                unit,
+                dimension=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
+                clients=clients,
+                min_survivors=min_survivors,
+                max_colluders=max_colluders,
+            )
+        elif any(number is not None for number in (clients, min_survivors, max_colluders)):
+            raise ValueError("mechanism already fixes clients, min_survivors and max_colluders")
+        private = SecureDPOptimizer(
+            optimizer, unit=unit, mechanism=mechanism, accountant=self.accountant, aggregate=aggregate
+        )
+        length = len(dataset)
+        sampler = SecretPoissonSampler(length, rate=unit.exact_rate, on_start=private.restart)
+        rows = default_rows(length, rate=unit.sampling_rate) if physical_batch_size is None else physical_batch_size
+        wrapped = FixedRows(module, rows=rows)
+        warnings.filterwarnings("ignore", message=re.escape(_BACKWARD_HOOK_WARNING))
+        return wrapped, private, with_batches(data_loader, dataset=dataset, sampler=sampler)
+
+    def make_private_with_epsilon(self, **_: object) -> None:
+        """Refused: `make_private` already calibrates to the budget of the unit.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("make_private calibrates to unit.epsilon over unit.rounds: use it")
+
+    def _bind(self, dataset: object) -> None:
+        """Tie this engine to one data set, and the data set to one accountant."""
+        if self.dataset is not None and self.dataset is not dataset:
+            raise UnaccountableError("this engine accounts for another data set: take one engine per client")
+        try:
+            known = _accountants.setdefault(dataset, self.accountant)
+        except TypeError:  # a list, say, cannot be remembered
+            known = self.accountant
+        if known is not self.accountant:
+            if self._accountant_given or len(self.accountant):
+                raise UnaccountableError("another accountant holds what was spent on this data set: pass that one")
+            self.accountant = known
+        self.dataset = dataset
+
+
+def _check_options(options: Mapping[str, object]) -> None:
+    """Opacus' options, at the values that keep the guarantee."""
+    for name, value in options.items():
+        if name not in _SUPPORTED:
+            raise ValueError(f"unknown option {name}: clipping and noise come from unit and mechanism")
+        if value != _SUPPORTED[name]:
+            raise ValueError(f"{name} must be {_SUPPORTED[name]!r}, got {value!r}: nothing else is supported")
+
+
+def _check_loss(loss_reduction: str, criterion: nn.Module | None) -> None:
+    """Both the declaration and the criterion must say "sum"."""
+    reductions = {
+        "loss_reduction": loss_reduction,
+        "criterion.reduction": getattr(criterion, "reduction", "sum"),
+    }
+    for name, reduction in reductions.items():
+        if reduction != "sum":
+            raise ValueError(
+                f'{name} must be "sum", got {reduction!r}: a mean divides every record\'s gradient by the size of the '
+                'secret batch. Build the loss with reduction="sum" and declare loss_reduction="sum"; the step is '
+                "divided by the public expected batch size in any case"
+            )
+
+
+def _check_module(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A plain local module that does not mix records, and a plain optimizer of all that it trains."""
+    if isinstance(optimizer, DPOptimizer):
+        raise ValueError("the optimizer is already private: keep it, or pass its original_optimizer")
+    if isinstance(module, AbstractGradSampleModule) or hasattr(module, "autograd_grad_sample_hooks"):
+        raise ValueError("the module is already private: keep it, or pass its to_standard_module()")
+    if isinstance(module, _DISTRIBUTED):
+        raise ValueError("a client trains in one process: pass the module without its distributed wrapper")
+    trained = {entry for group in optimizer.param_groups for entry in group["params"] if entry.requires_grad}
+    if trained != {parameter for parameter in module.parameters() if parameter.requires_grad}:
+        raise ValueError("the optimizer must hold exactly the module's trainable parameters: freeze the others")
+    # Opacus validates trainable layers only, but one without parameters mixes records just as well.
+    errors = [
+        problem
+        for layer in module.modules()
+        if isinstance(layer, _NormBase) and type(layer) in ModuleValidator.VALIDATORS
+        for problem in ModuleValidator.VALIDATORS[type(layer)](layer)
+    ]
+    if errors:
+        raise UnsupportedModuleError(errors)
