@@ -155,9 +155,8 @@ def train(
     try:
         for number in range(1, rounds + 1):
             # 2. and 3. Train locally and send: each client is asked when the protocol is ready for its update.
-            start = state
             result = simulation.round(
-                lambda client, start=start: server.update(client, start),
+                partial(server.update, start=state),
                 drop=() if drop is None else drop(number),
                 model=state,
                 tap=tap,

@@ -201,8 +201,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: object) -> object:
             return function(value)
         case dict():
             return {name: map_tensors(function, item) for name, item in value.items()}
-        case tuple() if hasattr(value, "_fields"):  # a named tuple takes its fields one by one
-            return type(value)(*(map_tensors(function, item) for item in value))
+        case tuple() if hasattr(value, "_make"):  # a named tuple
+            return value._make(map_tensors(function, item) for item in value)
         case tuple():
             return tuple(map_tensors(function, item) for item in value)
         case list():

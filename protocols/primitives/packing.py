@@ -58,9 +58,9 @@ def pack_into(vector: UInt32Vector, bits: int, words: Words) -> None:
 
 
 def unpack(words: Words, length: int, bits: int) -> UInt32Vector:
-    """The inverse of `pack_into`: uint32[length]."""
+    """The inverse of `pack_into`: uint32[length]; for 32-bit lanes the words themselves."""
     if bits in NATIVE_BITS:
-        return words.astype(np.uint32)
+        return words.astype(np.uint32, copy=False)
     mask = np.uint64((1 << bits) - 1)
     planes = [(words >> np.uint64(lane * bits)) & mask for lane in range(64 // bits)]
     return np.concatenate(planes)[:length].astype(np.uint32)

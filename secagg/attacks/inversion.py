@@ -41,7 +41,7 @@ Images = NDArray[np.float64]
 # Objective below which the gradient is explained up to rounding (float32 gradients end near 1e-15).
 _EXPLAINED = 1e-12
 # Weights of the total variation that are tried in turn, spanning three decades.
-_SMOOTHNESS = (3e-4, 3e-3, 3e-2, 3e-1)
+_SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)
 _MAX_PSNR = 100.0
 
 
@@ -126,14 +126,13 @@ def invert_gradient(
             best_images, best = images, objective
 
     if best > _EXPLAINED and len(knowledge.input_shape) > 1:
-        # A fit of q pixels to p noisy coordinates leaves (p - q)/p of the noise; the truth would leave all of it.
+        # A fit of q pixels to p noisy coordinates hides q/p of the noise energy; the truth would hide none.
         spare = max(target.numel() - best_images.numel(), 0) / target.numel()
-        bound = best / spare if spare else best
+        bound = _unexplained(best) / spare if spare else _unexplained(best)
         for smoothness in _SMOOTHNESS:
             images, objective = search.run(best_images, smoothness=smoothness)
-            if objective > bound:
-                break
-            best_images, best = images, objective
+            if _unexplained(objective) <= bound:
+                best_images, best = images, objective
     return Reconstruction(images=best_images.clamp(0, 1).numpy(), labels=tuple(labels), objective=best)
 
 
@@ -273,6 +272,11 @@ class _Search:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         # The tiny constant keeps a vanishing gradient (all units dead) from dividing by zero.
         return (flat / (flat.square().sum() + 1e-60).sqrt() - self._target).square().sum() / 2
+
+
+def _unexplained(objective: float) -> float:
+    """Share of the view's energy that lies across the matched direction."""
+    return 1 - max(1 - objective, 0.0) ** 2
 
 
 def _outside(images: Tensor) -> Tensor:

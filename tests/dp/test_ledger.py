@@ -142,15 +142,15 @@ def test_amounts_round_up_and_are_never_zero(l2_squared: int, rate: Fraction) ->
         reservation = ledger.reserve(event, request_id="r")
         assert reservation.amount >= 1
         assert Fraction(reservation.amount, 10**12) >= Fraction(float(event.rdp()[ORDERS.index(ORDER)]))
-        assert reservation.amount == max(1, cost(event)) == ledger.state().filter_spent
+        assert reservation.amount == cost(event) == ledger.state().filter_spent
 
 
 def test_tiny_amounts_are_not_lost_beside_large_ones() -> None:
     with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
         ledger.reserve(ROUND, request_id="large")
-        for number in range(50):
+        for number in range(150):
             ledger.charge(ledger.reserve(TINY, request_id=f"tiny {number}"))
-        assert ledger.state().filter_spent == cost(ROUND) + 50
+        assert ledger.state().filter_spent == cost(ROUND) + 150
 
 
 def test_the_last_round_that_fits_is_admitted_and_the_next_is_refused_with_figures() -> None:
@@ -382,7 +382,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestLedgerMachine.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 def test_a_forged_reservation_changes_nothing() -> None:
@@ -435,6 +435,12 @@ def test_create_never_overwrites(path: Path) -> None:
         PrivacyLedger.create(path, budget=BUDGET)
     with PrivacyLedger.open(path) as ledger:
         assert ledger.state() == state
+    for content in (b"", b"somebody's notes"):
+        other = path.with_name("other")
+        other.write_bytes(content)
+        with pytest.raises(LedgerError, match="exists"):
+            PrivacyLedger.create(other, budget=BUDGET)
+        assert other.read_bytes() == content
     with pytest.raises(LedgerError, match="No such file"):
         PrivacyLedger.create(path.parent / "missing" / "ledger.db", budget=BUDGET)
 
@@ -471,9 +477,9 @@ def test_it_works_where_write_ahead_logging_does_not(path: Path) -> None:
     run_sql(path, "PRAGMA journal_mode = DELETE")
     with PrivacyLedger.open(path) as ledger, PrivacyLedger.open(path) as other:
         assert ledger.state() == state
-        for number in range(130):
+        for number in range(5):
             ledger.charge(other.reserve(TINY, request_id=f"{number}"))
-        assert other.state().filter_spent == state.filter_spent + 130
+        assert other.state().filter_spent == state.filter_spent + 5
         assert ledger.verify(expected_head=state.head) == other.head
         assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
 

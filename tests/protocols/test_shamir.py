@@ -100,7 +100,7 @@ class TestShare:
         first = np.concatenate([bad, good[:3]])
         second = np.concatenate([bad[:5], good[3:13]])
         rand = scripted(np.concatenate([first, second, good[13:]]).tobytes())
-        shares = shamir.share([bytes(32)], threshold=2, holders=1, rand=rand)
+        shares = shamir.share([bytes(32)], threshold=2, holders=2, rand=rand)
         assert shares[0, 0].tolist() == good.tolist()
 
     def test_threshold_one_asks_for_no_randomness(self) -> None:
@@ -124,7 +124,7 @@ class TestShare:
         for secret in (bytes(32), b"\xff" * 32):
             many = [secret] * (SHAMIR_PRIME // 18 + 1)
             script = np.concatenate([everything, np.zeros(18 * len(many) - SHAMIR_PRIME, dtype="<u2")])
-            shares = shamir.share(many, threshold=2, holders=1, rand=scripted(script.tobytes()))
+            shares = shamir.share(many, threshold=2, holders=2, rand=scripted(script.tobytes()))
             column = shares[0].ravel()[:SHAMIR_PRIME].astype(np.int64)
             digits = np.array(digits_of(secret) * len(many))[:SHAMIR_PRIME]
             assert sorted((column - digits) % SHAMIR_PRIME) == list(range(SHAMIR_PRIME))

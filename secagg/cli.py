@@ -1,0 +1,192 @@
+"""The command line. Results go to stdout, progress to stderr; `--json` prints one object and nothing else on stdout.
+
+Exit codes: 0 done; 1 a finding; 2 wrong usage or input; 3 a missing extra; 4 a round was aborted; 5 refused by budget
+or policy; 130 interrupted. The keys of every JSON object stand in `schema.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dp import BudgetExceededError, PrivacyError
+from protocols import PolicyRefusal, ProtocolError
+
+from ._siblings import VERSION
+from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
+
+DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except ImportError as error:
+        return _fail(str(error), MISSING_EXTRA)
+    except (BudgetExceededError, PolicyRefusal) as error:
+        return _fail(str(error), REFUSED)
+    except ProtocolError as error:
+        return _fail(f"the round was aborted: {error}", ABORTED)
+    except (ValueError, PrivacyError, OSError) as error:
+        return _fail(str(error), USAGE)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"secagg: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="secagg", description="Secure aggregation and distributed differential privacy for federated learning."
+    )
+    parser.add_argument("--version", action="version", version=f"secagg {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train on real data with real privacy, attack it, and show the pictures")
+    demo.add_argument("--rounds", type=int, default=None, help="private training rounds (default: the tuned number)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("secagg-demo"), help="folder for report and ledgers (default: %(default)s)"
+    )
+    demo.add_argument("--json", action="store_true", help="print one JSON object")
+    demo.set_defaults(command=_demo)
+
+    plan = commands.add_parser(
+        "plan",
+        help="derive and explain every number of a configuration",
+        description="States threshold, ring, noise, epsilon ladder, bytes and expected error, each with its reason.",
+    )
+    plan.add_argument(
+        "--config", type=Path, help="TOML file instead of the options below (see AggregationConfig.from_toml)"
+    )
+    plan.add_argument("--dimension", type=int, required=True, help="number of parameters of the model")
+    plan.add_argument("--clients", type=int, help="clients in a round")
+    plan.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
+    plan.add_argument("--max-colluders", type=int, help="clients that may work with the server")
+    plan.add_argument("--modulus-bits", type=int, default=32, help="bits of a masked coordinate (default: %(default)s)")
+    plan.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
+    plan.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
+    plan.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
+    plan.add_argument("--delta", type=float, help="failure probability of the guarantee")
+    plan.add_argument("--rounds", type=int, help="rounds that share the budget")
+    plan.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
+    plan.add_argument("--records", type=int, help="unit record: public total number of records")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+    plan.set_defaults(command=_plan)
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> int:
+    if options.dimension < 1:
+        raise ValueError(f"--dimension must be at least 1, got {options.dimension}")
+    like = {"model": np.broadcast_to(np.float32(0), (options.dimension,))}
+    config = (
+        _config_from_options(options, like)
+        if options.config is None
+        else AggregationConfig.from_toml(options.config, like=like)
+    )
+    lines = config.explain()
+    if options.json:
+        derived: dict[str, Any] = {}
+        for line in lines:
+            *parents, name = line.name.split(".")
+            target = derived
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[name] = line.value
+        reasons = {line.name: line.reason for line in lines}
+        print_json("plan", {**config_facts(config), **derived, "reasons": reasons})
+        return DONE
+    from .terminal import show_table
+
+    print(
+        f"{config.clients} clients, {config.layout.length} parameters; "
+        f"protected unit: {config.privacy.unit} ({config.privacy.adjacency})"
+    )
+    show_table(("choice", "value", "why"), [(line.name, readable(line.value), line.reason) for line in lines])
+    return DONE
+
+
+def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -> AggregationConfig:
+    needed = ("clients", "max_dropouts", "max_colluders", "unit")
+    missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
+    if missing:
+        raise ValueError(f"plan needs --config, or also {', '.join(missing)}")
+    names = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
+    unit = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    preset = AggregationConfig.cross_silo if options.clients <= MAX_SILOS else AggregationConfig.cross_device
+    return preset(
+        like=like,
+        clients=options.clients,
+        max_dropouts=options.max_dropouts,
+        max_colluders=options.max_colluders,
+        privacy=privacy_unit({"unit": options.unit, **unit}),
+        modulus_bits=options.modulus_bits,
+    )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo, show_demo
+
+    if options.rounds is not None and options.rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {options.rounds}")
+    outcome = run_demo(rounds=options.rounds, out=options.out, quiet=options.json)
+    if options.json:
+        print_json("demo", outcome.to_dict())
+    else:
+        show_demo(outcome)
+    return DONE
+
+
+def config_facts(config: AggregationConfig) -> dict[str, Any]:
+    """What a configuration was asked for, in plain types."""
+    privacy = config.privacy
+    return {
+        "clients": config.clients,
+        "max_dropouts": config.max_dropouts,
+        "max_colluders": config.max_colluders,
+        "dimension": config.layout.length,
+        "unit": privacy.unit,
+        "adjacency": privacy.adjacency,
+        "clip_norm": privacy.clip_norm,
+        "epsilon": privacy.epsilon,
+        "delta": getattr(privacy, "delta", None),
+        "rounds": getattr(privacy, "rounds", None),
+        "config_digest": config.digest().hex(),
+    }
+
+
+def print_json(command: str, facts: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; infinite numbers become the text "inf", since JSON has none."""
+    print(json.dumps(finite({"schema": f"secagg/{command}/1", "version": VERSION, **facts}), indent=2))
+
+
+def finite(value: Any) -> Any:
+    """The value with infinities as text."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def readable(value: object) -> str:
+    """A number for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,65 @@
+"""Tables and progress for people. rich is imported here only, and only when something is drawn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Step(Protocol):
+    """Advances a progress bar by one and says how things stand."""
+
+    def __call__(self, note: str = "") -> None:
+        """One more step is done."""
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; plain characters where the terminal is not UTF-8."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    table = Table(box=box.SIMPLE_HEAD if utf8 else box.ASCII2, show_edge=False, pad_edge=False)
+    for column in header:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+@contextmanager
+def progress(title: str, steps: int, *, quiet: bool) -> Iterator[Step]:
+    """A progress bar on stderr, or a plain line every tenth of the way where stderr is no terminal; `quiet`: neither."""
+    if quiet:
+        yield lambda note="": None
+        return
+    if not sys.stderr.isatty():
+        done = 0
+
+        def line(note: str = "") -> None:
+            nonlocal done
+            done += 1
+            if done == steps or done % max(1, steps // 10) == 0:
+                print(f"{title}  {done}/{steps}  {note}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=steps, note="")
+        yield lambda note="": bar.update(task, advance=1, note=note)
