@@ -127,7 +127,7 @@ class Client:
         return self._run(session.start)
 
     def receive(self, data: bytes) -> list[Event]:
-        """Takes one message of the server; after an error (see `ClientSession.receive`) the round is over for this client."""
+        """Takes one message of the server; after an error (see `ClientSession.receive`) this client's round is over."""
         session = self._live()
         return self._run(lambda: session.receive(data))
 

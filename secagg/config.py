@@ -94,7 +94,7 @@ class AggregationConfig:
         if self.mechanism is not None and self.modulus_bits < self.needed_bits:
             raise CapacityError(
                 f"{self.modulus_bits} bits cannot hold the sum: {self.needed_bits} are needed for "
-                f"{self._units_in_sum()} units of integer norm {self.mechanism.int_bound} with noise at 7.5 standard deviations"
+                f"{self._units_in_sum()} units of integer norm {self.mechanism.int_bound} with noise at 7.5 stddevs"
             )
         if self.mechanism is not None and self.modulus_bits not in NATIVE_BITS:
             raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")

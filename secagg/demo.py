@@ -45,9 +45,9 @@ EPSILON, DELTA = 4.0, 1e-5
 SKEW = 0.5  # Dirichlet alpha: each client holds few of the ten digits
 SEED = 7  # of the split and the deal, which have no role in privacy
 # Chosen on other splits than the reported one, with the same number of tries for each column.
-PRIVATE = {"rounds": 60, "learning_rate": 2.0, "sampling_rate": 0.5, "clip_norm": 0.25}
-FEDAVG = {"rounds": 30, "learning_rate": 0.1, "local_epochs": 5}
-POOLED = {"epochs": 60, "learning_rate": 0.1}
+ROUNDS, LEARNING_RATE, SAMPLING_RATE, CLIP_NORM = 80, 2.0, 0.5, 0.5
+FEDAVG_ROUNDS, FEDAVG_RATE, FEDAVG_EPOCHS = 30, 0.1, 5
+POOLED_EPOCHS, POOLED_RATE = 60, 0.1
 MOMENTUM, BATCH = 0.9, 32
 VICTIM = 1
 
@@ -75,7 +75,7 @@ class AttackOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOutcome:
-    """All that the demo found; `dropouts` counts clients that fell silent, before or after their masked vector arrived."""
+    """All that the demo found. `dropouts` counts clients that fell silent, before or after their masked vector."""
 
     secure: TrainingResult
     accuracy: dict[str, float]
@@ -128,7 +128,7 @@ def run_demo(*, rounds: int | None, out: Path, quiet: bool) -> DemoOutcome:
     try:
         folder = out / time.strftime("run-%Y%m%d-%H%M%S")
         folder.mkdir(parents=True)
-        return _run(PRIVATE["rounds"] if rounds is None else rounds, folder, quiet, began)
+        return _run(ROUNDS if rounds is None else rounds, folder, quiet, began)
     finally:
         torch.set_num_threads(threads)
 
@@ -144,11 +144,11 @@ def _run(rounds: int, folder: Path, quiet: bool, began: float) -> DemoOutcome:
 
     private = _config(
         RecordLevel(
-            clip_norm=PRIVATE["clip_norm"],
+            clip_norm=CLIP_NORM,
             epsilon=EPSILON,
             delta=DELTA,
             rounds=rounds,
-            sampling_rate=PRIVATE["sampling_rate"],
+            sampling_rate=SAMPLING_RATE,
             records=len(training),
         )
     )
@@ -162,7 +162,7 @@ def _run(rounds: int, folder: Path, quiet: bool, began: float) -> DemoOutcome:
             clients,
             private,
             rounds=rounds,
-            learning_rate=PRIVATE["learning_rate"],
+            learning_rate=LEARNING_RATE,
             momentum=MOMENTUM,
             evaluate=score,
             drop=_random_dropouts,
@@ -170,22 +170,21 @@ def _run(rounds: int, folder: Path, quiet: bool, began: float) -> DemoOutcome:
             ledger_directory=folder / "ledgers",
             tap=traffic,
         )
-    fedavg_rounds = int(FEDAVG["rounds"])
-    with progress("the same without privacy", fedavg_rounds, quiet=quiet) as step:
+    with progress("the same without privacy", FEDAVG_ROUNDS, quiet=quiet) as step:
         fedavg = train(
             model_fn,
             clients,
             _config(NoPrivacy(clip_norm=100.0)),
-            rounds=fedavg_rounds,
-            learning_rate=FEDAVG["learning_rate"],
+            rounds=FEDAVG_ROUNDS,
+            learning_rate=FEDAVG_RATE,
             momentum=MOMENTUM,
-            local_epochs=int(FEDAVG["local_epochs"]),
+            local_epochs=FEDAVG_EPOCHS,
             batch_size=BATCH,
             evaluate=score,
             drop=_random_dropouts,
             callbacks=[lambda record: step(f"accuracy {record.score:.3f}")],
         )
-    with progress("all data in one place", int(POOLED["epochs"]), quiet=quiet) as step:
+    with progress("all data in one place", POOLED_EPOCHS, quiet=quiet) as step:
         pooled_curve = _train_pooled(model_fn(), _tensors(training), score, step)
     with progress("attacking one client", 4, quiet=quiet) as step:
         attack = _attack(model_fn(), parts, training, private, step)
@@ -267,9 +266,9 @@ def _train_pooled(
     model: nn.Module, data: TensorDataset, score: Callable[[nn.Module], float], step: Callable[[str], None]
 ) -> list[float]:
     """Ordinary training with all data in one place; the accuracy after each epoch."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=POOLED["learning_rate"], momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=POOLED_RATE, momentum=MOMENTUM)
     curve = []
-    for _ in range(int(POOLED["epochs"])):
+    for _ in range(POOLED_EPOCHS):
         for features, labels in DataLoader(data, batch_size=BATCH, shuffle=True):
             optimizer.zero_grad()
             torch.autograd.backward(sum_cross_entropy(model(features), labels) / len(labels))
@@ -331,7 +330,7 @@ def _attack(
 
 
 def _best_guess(truth: Image, label: int, found: Reconstruction) -> tuple[Image, float]:
-    """The reconstruction of the victim's class that is closest to the truth: labels are known, and we favour the attack."""
+    """The reconstruction of the victim's class that is closest to the truth; this choice favours the attack."""
     candidates = [image for image, guessed in zip(found.images, found.labels, strict=True) if guessed == label]
     return max(((image, psnr(truth, image)) for image in candidates), key=lambda pair: pair[1])
 

@@ -39,7 +39,7 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
             value=config.degree,
             reason="every client shares masks with every other one"
             if complete
-            else "fewest neighbours that keep clients safe (2^-40 after 2^40 tried cohorts) and the round alive (2^-30)",
+            else "fewest neighbours that keep clients safe (2^-40 after 2^40 tries) and the round alive (2^-30)",
         ),
         Explanation(
             name="threshold",

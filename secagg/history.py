@@ -1,8 +1,8 @@
 """What a client must never forget: used rounds, key bundles seen, survivor sets signed.
 
-One SQLite file for each enrolled client. A client without its history could be made to sign what it would refuse, so the file is created once, by explicit
-enrolment, and a missing or unreadable file stops the client. Records are durable before the message that depends on
-them leaves.
+One SQLite file for each enrolled client. A client without its history could be made to sign what it would refuse, so
+the file is created once, by explicit enrolment, and a missing or unreadable file stops the client. Records are durable
+before the message that depends on them leaves.
 """
 
 from __future__ import annotations

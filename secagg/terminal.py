@@ -35,7 +35,7 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def progress(title: str, steps: int, *, quiet: bool) -> Iterator[Step]:
-    """A progress bar on stderr, or a plain line every tenth of the way where stderr is no terminal; `quiet`: neither."""
+    """A progress bar on stderr; where that is no terminal, a line every tenth of the way; if `quiet`, neither."""
     if quiet:
         yield lambda note="": None
         return

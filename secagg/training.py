@@ -7,7 +7,7 @@ What a client does in step 2 follows from the privacy unit:
 - `ClientLevel`, `NoPrivacy`: any number of local epochs (FedAvg, McMahan et al., AISTATS 2017); the difference to the
   round's model is the update, and every client weighs the same.
 
-The model that `train` returns is the mean of the models of the last quarter of the rounds. That is post-processing: it
+The model that `train` returns is the mean of the models of the second half of the rounds. That is post-processing: it
 costs no privacy, and it averages noise out.
 """
 
@@ -40,7 +40,6 @@ except ImportError as error:
 
 Arrays = dict[str, NDArray[np.floating]]
 Loss = Callable[[Tensor, Tensor], Tensor]
-AVERAGED_SHARE = 4  # the last quarter of the rounds is averaged
 
 sum_cross_entropy: Loss = partial(nn.functional.cross_entropy, reduction="sum")
 
@@ -78,7 +77,7 @@ class TrainingResult:
     """A trained model and how it came about.
 
     Attributes:
-        model: the mean of the models of the last quarter of the rounds.
+        model: the mean of the models of the second half of the rounds.
         rounds: one record for each round.
         exact_sums: rounds whose released sum was compared with the plain integer sum and found equal.
         last: the last round's result.
@@ -149,7 +148,7 @@ def train(
     else:
         server = _FederatedAveraging(model_fn, clients, learning_rate, momentum, local_epochs, batch_size, loss)
     records: list[RoundRecord] = []
-    averaged_from = rounds - max(1, rounds // AVERAGED_SHARE)
+    averaged_from = rounds // 2
     average = {name: np.zeros(array.shape) for name, array in state.items()}
     callbacks = tuple(callbacks)
     try:

@@ -12,6 +12,8 @@ Rules:
 """
 
 import math
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -25,6 +27,10 @@ from torch.utils.data import DataLoader, Sampler
 from ..errors import UnsafeUpdateError
 from ..samplers import Int64Vector, RandomBytes, secure_random
 
+_BACKWARD_HOOK_WARNING = (  # beside the point: records are not trained, so they need no gradient
+    "Full backward hook is firing when gradients are computed with respect to module outputs since no inputs require "
+    "gradients."
+)
 _ROW_GRID = 16  # one record more or less seldom changes the number of rows
 _ROW_REACH = 4  # standard deviations of the batch size for which there are rows
 
@@ -111,6 +117,7 @@ class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
             raise ValueError(f"rows must be >= 1, got {rows}")
         super().__init__(module, loss_reduction="sum")
         self.forbid_grad_accumulation()
+        warnings.filterwarnings("ignore", message=re.escape(_BACKWARD_HOOK_WARNING))
         self.rows = rows
 
     def forward(self, *args: object, **kwargs: object) -> object:

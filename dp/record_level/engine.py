@@ -39,16 +39,10 @@ _DISTRIBUTED = (
     DifferentiallyPrivateDistributedDataParallel,
 )
 
-# Both are beside the point here: our randomness is secure, and inputs that need no gradient are what training looks
-# like.
-_SECURE_MODE_WARNING = (
+_SECURE_MODE_WARNING = (  # beside the point: none of our randomness comes from PyTorch
     "Secure RNG turned off. This is perfectly fine for experimentation as it allows for much faster training "
     "performance, but remember to turn it on and retrain one last time before production with ``secure_mode`` turned "
     "on."
-)
-_BACKWARD_HOOK_WARNING = (
-    "Full backward hook is firing when gradients are computed with respect to module outputs since no inputs require "
-    "gradients."
 )
 
 _SUPPORTED: Final[Mapping[str, object]] = {
@@ -159,9 +153,7 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         length = len(dataset)
         sampler = SecretPoissonSampler(length, rate=unit.exact_rate, on_start=private.restart)
         rows = default_rows(length, rate=unit.sampling_rate) if physical_batch_size is None else physical_batch_size
-        wrapped = FixedRows(module, rows=rows)
-        warnings.filterwarnings("ignore", message=re.escape(_BACKWARD_HOOK_WARNING))
-        return wrapped, private, with_batches(data_loader, dataset=dataset, sampler=sampler)
+        return FixedRows(module, rows=rows), private, with_batches(data_loader, dataset=dataset, sampler=sampler)
 
     def make_private_with_epsilon(self, **_: object) -> None:
         """Refused: `make_private` already calibrates to the budget of the unit.

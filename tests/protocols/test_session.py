@@ -1,0 +1,133 @@
+"""The agreement of a round: which configurations exist, and that every field counts."""
+
+import dataclasses
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols import LocalProtocolError, Phase, ProtocolError, RoundConfig, required_threshold
+from protocols.primitives.packing import LANE_BITS, PACKED_BITS
+from protocols.session import CLIENT_TRANSITIONS, MAX_LENGTH, SERVER_TRANSITIONS
+from tests.rounds import round_config
+
+GOOD = RoundConfig(
+    round_id=bytes(32), cohort=10, threshold=7, min_survivors=8, degree=9, corrupt_holders=2,
+    length=100, modulus_bits=16, model=bytes(32), binding=bytes(32),
+)  # fmt: skip
+OTHER_VALUES: dict[str, object] = {
+    "round_id": b"\x01" * 32, "cohort": 11, "threshold": 8, "min_survivors": 9, "degree": 8, "corrupt_holders": 1,
+    "length": 101, "modulus_bits": 32, "model": b"\x01" * 32, "binding": b"\x01" * 32,
+}  # fmt: skip
+
+
+def replaced(**changes: object) -> RoundConfig:
+    return dataclasses.replace(GOOD, **changes)  # type: ignore[arg-type]
+
+
+class TestRequiredThreshold:
+    @given(holders=st.integers(2, 400), data=st.data())
+    def test_the_smallest_that_no_split_of_honest_holders_reaches_twice(self, holders: int, data: st.DataObject) -> None:
+        corrupt = data.draw(st.integers(0, holders - 1))
+        threshold = required_threshold(holders=holders, corrupt_holders=corrupt)
+        honest = holders - corrupt
+        # Honest holders answer for one secret only; corrupt ones for both.
+        best_split = min(honest // 2, honest) + corrupt  # shares of the secret that got fewer honest answers
+        assert best_split < threshold <= holders
+        if threshold > 3:
+            assert best_split >= threshold - 1
+
+    @pytest.mark.parametrize(
+        ("holders", "corrupt", "threshold"),
+        [(2, 0, 2), (2, 1, 2), (3, 0, 3), (4, 0, 3), (5, 0, 3), (6, 0, 4), (10, 3, 7), (100, 33, 67), (33, 12, 23)],
+    )
+    def test_values(self, holders: int, corrupt: int, threshold: int) -> None:
+        assert required_threshold(holders=holders, corrupt_holders=corrupt) == threshold
+
+
+class TestRoundConfig:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"round_id": bytes(31)}, "round_id must have 32 bytes, got 31"),
+            ({"model": b""}, "model must have 32 bytes, got 0"),
+            ({"binding": bytes(33)}, "binding must have 32 bytes, got 33"),
+            ({"cohort": 1}, "cohort must be from 2 to 65520, got 1"),
+            ({"cohort": 65521}, "cohort must be from 2 to 65520, got 65521"),
+            ({"degree": 10}, "degree must be even"),
+            ({"degree": 7}, "degree must be even"),
+            ({"degree": 0}, "degree must be even"),
+            ({"degree": -2}, "degree must be even"),
+            ({"corrupt_holders": -1}, "corrupt_holders must be from 0 to 9, got -1"),
+            ({"corrupt_holders": 10}, "corrupt_holders must be from 0 to 9, got 10"),
+            ({"threshold": 6}, "threshold must be from 7 to 10 .* got 6"),
+            ({"threshold": 11}, "threshold must be from 7 to 10 .* got 11"),
+            ({"threshold": 1}, "threshold must be from 7"),
+            ({"min_survivors": 6}, "min_survivors must be from threshold = 7 to cohort = 10, got 6"),
+            ({"min_survivors": 11}, "min_survivors must be from threshold = 7 to cohort = 10, got 11"),
+            ({"length": 0}, "length must be from 1"),
+            ({"length": MAX_LENGTH + 1}, "length must be from 1"),
+            ({"modulus_bits": 31}, "modulus_bits must be one of"),
+            ({"modulus_bits": 64}, "modulus_bits must be one of"),
+        ],
+    )
+    def test_refused(self, changes: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            replaced(**changes)
+
+    @pytest.mark.parametrize("bits", PACKED_BITS)
+    def test_packed_lanes_hold_at_least_a_sum_of_ones(self, bits: int) -> None:
+        most = min(2**bits - 1, 1000)
+        assert round_config(most, modulus_bits=bits).modulus_bits == bits
+        if most == 2**bits - 1:
+            with pytest.raises(ValueError, match="cannot hold a sum"):
+                round_config(most + 1, modulus_bits=bits)
+
+    @pytest.mark.parametrize("bits", LANE_BITS)
+    def test_every_lane_width_and_the_largest_length(self, bits: int) -> None:
+        assert replaced(modulus_bits=bits, length=MAX_LENGTH).length == MAX_LENGTH
+
+    def test_two_clients_and_odd_complete_graphs(self) -> None:
+        assert round_config(2).threshold == 2
+        assert round_config(4).degree == 3
+        assert round_config(1000, degree=32).holders == 33
+
+    def test_every_field_is_in_the_digest(self) -> None:
+        assert OTHER_VALUES.keys() == GOOD.__dataclass_fields__.keys()
+        digests = [GOOD.digest(), *(replaced(**{name: value}).digest() for name, value in OTHER_VALUES.items())]
+        assert len(set(digests)) == len(digests)
+        assert replaced().digest() == GOOD.digest()
+
+    def test_fields_cannot_change_places(self) -> None:
+        """Equal values in other fields give another digest: the encoding is by place, without gaps."""
+        sizes = ("cohort", "threshold", "min_survivors", "length")
+        for one, other in combinations(sizes, 2):
+            left, right = replaced(**{one: 9, "threshold": 8} | {other: 10}), replaced(**{one: 10} | {other: 9})
+            assert (left == right) == (left.digest() == right.digest())
+
+    def test_is_frozen(self) -> None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            GOOD.threshold = 1  # type: ignore[misc]
+
+
+class TestTables:
+    @pytest.mark.parametrize("table", [CLIENT_TRANSITIONS, SERVER_TRANSITIONS])
+    def test_one_line_from_first_to_last_phase(self, table: dict[tuple[Phase, str], Phase]) -> None:
+        """Each phase has one way on, nothing loops, and nothing leads out of an end."""
+        followers = {phase: following for (phase, _), following in table.items()}
+        assert len(followers) == len(table)
+        (phase,) = set(followers) - set(followers.values())
+        path = [phase]
+        while phase in followers:
+            phase = followers[phase]
+            assert phase not in path
+            path.append(phase)
+        assert path[-1] is Phase.FINISHED
+        assert len(path) == len(table) + 1
+        assert Phase.ABORTED not in path
+
+
+def test_errors_say_who_and_when() -> None:
+    error: ProtocolError = LocalProtocolError("text", phase="Unmask")
+    assert (str(error), error.client_id, error.phase) == ("text", None, "Unmask")
