@@ -21,4 +21,5 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

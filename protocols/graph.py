@@ -1,4 +1,4 @@
-"""Who shares masks with whom: the complete graph (SecAgg) or a k-regular ring (SecAgg+); how many neighbours are enough.
+"""Who shares masks with whom: the complete graph (SecAgg) or a k-regular ring (SecAgg+), and which degree is enough.
 
 - The ring is drawn from a commitment to all signed key bundles, each of which holds 32 fresh random bytes: no server
   chooses the graph, it can only try cohorts.

@@ -274,7 +274,7 @@ def encode_rows(gradients: Sequence[Tensor], *, coins: FloatVector, encoder: Int
     # Blank rows take part: the shape of a float reduction must not depend on the number of records.
     squared = torch.zeros(rows, dtype=torch.float64)
     for _, tile in _tiles(gradients):
-        squared += tile.double().square_().sum(1).cpu()
+        squared += tile.to(torch.float64, copy=True).square_().sum(1).cpu()
     finite = torch.isfinite(squared)
     kept = torch.nonzero(finite & (squared > 0)).flatten()
     scale = encoder.int_bound / encoder.clip_norm

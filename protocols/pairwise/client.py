@@ -64,6 +64,7 @@ class _Secrets(keys.Unprintable):
         self.mask_key = keys.AgreementKey(rand(keys.PRIVATE_KEY_BYTES))
         self.self_seed = rand(shamir.SECRET_BYTES)
         self.channels: dict[ClientId, bytes] = {}  # peer -> shared secret of the channel keys
+        self.pair_seeds: dict[ClientId, bytes] = {}  # peer -> key of their common mask
         self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
 
 
@@ -196,8 +197,7 @@ class PairwiseClient(keys.Unprintable):
             packing.pack_into(vector, config.modulus_bits, words)
             add = [self._rules.self_mask_seed(self._me, secrets.self_seed)]
             subtract: list[bytes] = []
-            for peer in secrets.channels:
-                seed = self._rules.pair_mask_seed(secrets.mask_key, self._me, peer)
+            for peer, seed in secrets.pair_seeds.items():
                 (add if peer > self._me else subtract).append(seed)
             prg.apply_masks(words, add=add, subtract=subtract)
             body = memoryview(frame)[: len(head) + size]
@@ -252,8 +252,9 @@ class PairwiseClient(keys.Unprintable):
                 continue
             try:
                 secrets.channels[holder] = secrets.channel_key.agree(rules.bundles[holder].channel_key)
+                secrets.pair_seeds[holder] = rules.pair_mask_seed(secrets.mask_key, self._me, holder)
             except ValueError as error:
-                raise MalformedMessageError(f"the channel key of client {holder}: {error}", client_id=holder) from None
+                raise MalformedMessageError(f"a public key of client {holder}: {error}", client_id=holder) from None
             sealed.append(keys.seal(self._channel(self._me, holder), plain, associated=rules.context))
         answer = self._frame(
             ShareKeys(
@@ -287,7 +288,7 @@ class PairwiseClient(keys.Unprintable):
                     f"the share from client {peer} to client {self._me}: {error}", client_id=peer
                 ) from None
             secrets.held[peer] = plain
-        secrets.channels = {peer: secrets.channels[peer] for peer in peers}
+        secrets.pair_seeds = {peer: secrets.pair_seeds[peer] for peer in peers}
         self._cohort = cohort
         return [ContributionNeeded(cohort=frozenset(cohort))]
 

@@ -41,7 +41,7 @@ Images = NDArray[np.float64]
 # Objective below which the gradient is explained up to rounding (float32 gradients end near 1e-15).
 _EXPLAINED = 1e-12
 # Weights of the total variation that are tried in turn, spanning three decades.
-_SMOOTHNESS = (1e-3, 1e-2, 1e-1, 1.0)
+_SMOOTHNESS = (3e-4, 3e-3, 3e-2, 3e-1)
 _MAX_PSNR = 100.0
 
 

@@ -37,7 +37,7 @@ from dp.samplers import RandomBytes
 from dp.units import RecordLevel
 
 DELTA = 1e-6
-NO_NOISE = Fraction(1, 2**40)  # a share that is zero except once in a trillion draws
+NO_NOISE = Fraction(1, 2**22)  # a share that is zero but for one draw in millions
 
 
 def stream(key: int) -> RandomBytes:
@@ -146,7 +146,7 @@ def test_coins_that_all_round_one_way_break_neither_this_bound_nor_the_encoders(
 
 
 def test_overshooting_records_are_lowered_and_the_others_kept():
-    length, bound = 400, 160
+    length, bound = 400, 170
     encoder = IntegerEncoder(clip_norm=1.0, int_bound=bound)
     coins = np.full(length, 1 - 2.0**-32)
     height = math.floor(encoder._first_clip(length) * bound / math.sqrt(length)) + 1e-3
@@ -208,7 +208,6 @@ def test_removing_any_record_moves_the_integer_sum_by_that_records_integers(name
         optimizer.abandon()
         return vector, present
 
-    torch.use_deterministic_algorithms(False)
     for removed in range(count):
         # The removed record comes last: the places of the others are then the same with and without it.
         others = [record for record in range(count) if record != removed]
@@ -263,8 +262,9 @@ def test_the_caller_sees_its_own_records_in_order_and_blank_rows_get_no_gradient
     plain = Picky()
     module = FixedRows(plain, rows=8)
     features, shift = torch.randn(count, 3), torch.randn(count, 3)
+    with torch.no_grad():
+        expected = plain.layer(features + shift) ** 2
     outputs = module(features, shift=shift, power=2)
-    expected = plain.layer(features + shift) ** 2
     torch.testing.assert_close(outputs["logits"], expected)
     torch.testing.assert_close(outputs["both"][0], expected)
     assert torch.equal(outputs["both"][1][0], shift)
@@ -313,12 +313,12 @@ def test_tensors_without_one_row_per_record_are_refused(module, arguments):
 
 
 def test_outputs_that_hide_tensors_are_refused():
-    class Opaque(nn.Linear):
+    class Opaque(nn.Sequential):
         def forward(self, features):
             return {"logits": super().forward(features), "step": 3}
 
     with pytest.raises(UnsafeUpdateError, match="int"):
-        FixedRows(nn.Sequential(Opaque(3, 2)), rows=8)(torch.ones(4, 3))
+        FixedRows(Opaque(nn.Linear(3, 2)), rows=8)(torch.ones(4, 3))
 
 
 def test_rows_must_be_positive_and_the_default_fits_nearly_every_draw():
@@ -455,7 +455,7 @@ def test_unusable_gradients_are_refused_before_anything_is_charged():
         backward(wrapped, *blobs(4).tensors)
     with pytest.raises(UnsafeUpdateError, match="several backward passes"):
         optimizer.contribution()
-    optimizer.zero_grad()
+    wrapped, optimizer = private(linear())
     backward(wrapped, *blobs(4).tensors)
     wrapped._module.bias.grad_sample = wrapped._module.bias.grad_sample[1:]
     with pytest.raises(UnsafeUpdateError, match="disagree"):
@@ -838,7 +838,8 @@ def test_more_refusals():
     module = linear()
     with pytest.raises(ValueError, match="already fixes"):
         engine.make_private(**arguments(module, mechanism=skellam(module, record_unit(rate=0.25))))
-    SecurePrivacyEngine().make_private(**arguments(criterion=nn.CrossEntropyLoss(reduction="sum"), poisson_sampling=True))
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    SecurePrivacyEngine().make_private(**arguments(criterion=criterion, poisson_sampling=True))
 
 
 def test_wrapping_twice_is_refused():

@@ -22,7 +22,7 @@ rings = st.integers(4, 40).flatmap(
 
 class TestNeighbourGraph:
     @given(rings)
-    def test_a_ring_is_regular_symmetric_and_circulant(self, ring: tuple[list[ClientId], int, bytes]) -> None:
+    def test_a_ring_is_regular_symmetric_and_connected(self, ring: tuple[list[ClientId], int, bytes]) -> None:
         members, degree, seed = ring
         graph = NeighbourGraph(members, degree=degree, seed=seed)
         holders = {client: graph.holders(client) for client in members}
@@ -31,8 +31,7 @@ class TestNeighbourGraph:
             assert list(holders[client]) == sorted(set(holders[client]))
             assert len(holders[client]) == degree + 1
             assert all(client in holders[peer] for peer in holders[client])
-        # The k/2 places to one side are a ring as well: starting anywhere and always going to the nearest
-        # neighbour that shares most holders visits everybody once. Here: connected, which regularity alone is not.
+        # Connected, which regularity alone is not.
         reached, front = {members[0]}, [members[0]]
         while front:
             front = [peer for client in front for peer in holders[client] if peer not in reached]
@@ -111,7 +110,7 @@ class TestChooseDegree:
     def test_small_cohorts_are_complete(self, n: int) -> None:
         assert choose_degree(clients=n, max_colluders=1, max_dropouts=0) == Degree(degree=n - 1, corrupt_holders=1)
 
-    @pytest.mark.parametrize(("n", "colluders", "dropouts"), [(110, 50, 50), (200, 10, 150), (400, 300, 10)])
+    @pytest.mark.parametrize(("n", "colluders", "dropouts"), [(110, 50, 50), (200, 10, 150), (400, 300, 100)])
     def test_complete_where_no_ring_is_enough(self, n: int, colluders: int, dropouts: int) -> None:
         chosen = choose_degree(clients=n, max_colluders=colluders, max_dropouts=dropouts)
         assert chosen == Degree(degree=n - 1, corrupt_holders=colluders)
