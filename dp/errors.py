@@ -1,6 +1,7 @@
 """Errors of the privacy side. Each names the offending value and the bound it broke, never the data itself.
 
-They stand apart from `protocols.errors` on purpose: a `PrivacyError` means *stop spending*, a `ProtocolError` means *drop a peer or the round*.
+They stand apart from `protocols.errors` on purpose: a `PrivacyError` means *stop spending*, a `ProtocolError` means
+*drop a peer or the round*.
 """
 
 

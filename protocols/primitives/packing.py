@@ -45,20 +45,20 @@ def largest_entry(bits: int, clients: int) -> int:
     return (1 << bits) - 1 if bits in NATIVE_BITS else ((1 << bits) - 1) // clients
 
 
-def pack_into(vector: UInt32Vector, bits: int, words: Words) -> None:
-    """Writes `vector` (uint32[length], entries < 2^bits) into `words`, an array of `word_count(length, bits)` words."""
+def pack(vector: UInt32Vector, bits: int) -> Words:
+    """Lays `vector` (uint32[length], entries < 2^bits) into a new array of `word_count(length, bits)` words."""
     if bits in NATIVE_BITS:
-        words[:] = vector
-        return
-    words[:] = 0
+        return vector.astype(NATIVE_BITS[bits])
+    words = np.zeros(word_count(len(vector), bits), dtype=_WORD)
     planes = len(words)
     for lane in range(64 // bits):
         plane = vector[lane * planes : (lane + 1) * planes]
         words[: len(plane)] |= plane.astype(_WORD) << np.uint64(lane * bits)
+    return words
 
 
 def unpack(words: Words, length: int, bits: int) -> UInt32Vector:
-    """The inverse of `pack_into`: uint32[length]; for 32-bit lanes the words themselves."""
+    """The inverse of `pack`: uint32[length]; for 32-bit lanes the words themselves."""
     if bits in NATIVE_BITS:
         return words.astype(np.uint32, copy=False)
     mask = np.uint64((1 << bits) - 1)

@@ -10,7 +10,7 @@ from protocols.primitives.packing import (
     NATIVE_BITS,
     PACKED_BITS,
     largest_entry,
-    pack_into,
+    pack,
     packed_bytes,
     unpack,
     word_count,
@@ -19,9 +19,8 @@ from protocols.primitives.packing import (
 
 
 def packed(vector: np.ndarray, bits: int) -> np.ndarray:
-    # Words may start out holding anything.
-    words = np.full(word_count(len(vector), bits), 0xA5, dtype=word_dtype(bits))
-    pack_into(vector, bits, words)
+    words = pack(vector, bits)
+    assert (words.shape, words.dtype) == ((word_count(len(vector), bits),), word_dtype(bits))
     return words
 
 

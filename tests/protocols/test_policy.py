@@ -74,6 +74,10 @@ class TestHistory:
                 with pytest.raises(PolicyRefusal):
                     check(late)
 
+    def test_a_record_that_it_does_not_know_is_not_skipped(self) -> None:
+        with pytest.raises(AssertionError):
+            History().after("a record of a newer version")  # type: ignore[arg-type]
+
 
 class TestRound:
     POLICY = ClientPolicy(min_survivors=5, corrupt_holders=1)
