@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from .errors import ClientId, PolicyRefusal
 
@@ -88,6 +88,8 @@ class History:
                 peers = {**peers, **{peer: max(new, peers.get(peer, 0)) for peer, new in record.serials.items()}}
             case SurvivorsSigned():
                 signed = {**signed, record.model: (*signed.get(record.model, ()), record.survivors)}
+            case _:
+                assert_never(record)
         return History(serial=serial, rounds=rounds, peers=peers, signed=signed)
 
 
@@ -105,6 +107,11 @@ class ClientPolicy:
     min_survivors: int
     corrupt_holders: int
     noised: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("min_survivors", 2), ("corrupt_holders", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def check_round(self, config: RoundConfig, history: History) -> None:
         """Refuses rounds below the floors, and rounds joined before.

@@ -55,6 +55,8 @@ class Roster(Mapping[ClientId, bytes]):
                 raise ValueError(
                     f"the identity of client {client} must have {PUBLIC_KEY_BYTES} bytes, got {len(public)}"
                 )
+        if len(self._identities) < 2:
+            raise ValueError(f"a roster needs at least two clients, got {len(self._identities)}")
         if len(set(self._identities.values())) != len(self._identities):
             raise ValueError("two clients of the roster have the same identity")
         self.digest = sha256(b"secagg/v1/roster" + msgspec.msgpack.encode(list(self._identities.items()))).digest()

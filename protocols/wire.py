@@ -65,50 +65,50 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     sender: Sender
 
 
-class Invitation(Message, frozen=True, tag=0):
+class Invitation(Message, frozen=True, kw_only=True, tag=0):
     """Server: a round opens. A client that derives the same context agrees on the whole configuration."""
 
     round_id: Digest
     model: Digest
 
 
-class AdvertiseKeys(Message, frozen=True, tag=1):
+class AdvertiseKeys(Message, frozen=True, kw_only=True, tag=1):
     """Client: my keys. Its signature is the bundle's."""
 
     bundle: KeyBundle
 
 
-class KeyBundles(Message, frozen=True, tag=2):
+class KeyBundles(Message, frozen=True, kw_only=True, tag=2):
     """Server: everybody's keys."""
 
     bundles: tuple[KeyBundle, ...]
 
 
-class ShareKeys(Message, frozen=True, tag=3):
+class ShareKeys(Message, frozen=True, kw_only=True, tag=3):
     """Client: a commitment to my self seed; shares of my two secrets, sealed to each neighbour in increasing order."""
 
     seed_commitment: Digest
     sealed: tuple[SealedShare, ...]
 
 
-class SealedShares(Message, frozen=True, tag=4):
+class SealedShares(Message, frozen=True, kw_only=True, tag=4):
     """Server: all clients that shared keys, and what your neighbours among them sealed to you, in increasing order."""
 
     cohort: tuple[Id, ...]
     sealed: tuple[SealedShare, ...]
 
 
-class MaskedInput(Message, frozen=True, tag=5):
+class MaskedInput(Message, frozen=True, kw_only=True, tag=5):
     """Client: my masked vector (the tail)."""
 
 
-class SurvivorList(Message, frozen=True, tag=6):
+class SurvivorList(Message, frozen=True, kw_only=True, tag=6):
     """Server: whose masked vectors arrived."""
 
     survivors: tuple[Id, ...]
 
 
-class ConsistencyCheck(Message, frozen=True, tag=7):
+class ConsistencyCheck(Message, frozen=True, kw_only=True, tag=7):
     """Client: the digest of cohort and survivors as I saw them.
 
     Signed, and relayed to the other clients as a signature alone.
@@ -117,14 +117,14 @@ class ConsistencyCheck(Message, frozen=True, tag=7):
     view: Digest
 
 
-class SurvivorSignatures(Message, frozen=True, tag=8):
+class SurvivorSignatures(Message, frozen=True, kw_only=True, tag=8):
     """Server: signatures of your co-holders over the same view as yours."""
 
     signers: tuple[Id, ...]
     signatures: tuple[Signature, ...]
 
 
-class Unmask(Message, frozen=True, tag=9):
+class Unmask(Message, frozen=True, kw_only=True, tag=9):
     """Client: one share for each client I hold shares of, in increasing order.
 
     It is the share of the self seed if that client survived, of the mask key if not; both cannot be said.

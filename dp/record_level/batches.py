@@ -5,8 +5,8 @@ Rules:
 - Who is in a batch is decided by our generator, record by record, and told to nobody.
 - In training the model sees a batch of one fixed shape, whatever the draw: the records lie in distinct random rows, the
   other rows are zero. Then removing a record leaves every other record in its row of a batch of the same shape, where
-  its gradient comes out bit for bit the same. Without this, products of matrices of different heights round differently
-  (measured: up to ten rows, and single rows of larger batches when two threads share them).
+  its gradient comes out bit for bit the same. Without this, products of matrices of other heights round differently:
+  measured on one processor, for batches of up to ten rows.
 - A draw that does not fit takes a multiple of the rows. Such a batch, and one that a `BatchMemoryManager` splits, keeps
   the integer bound on every record, but rests for the rest on rows of other batch shapes agreeing.
 """

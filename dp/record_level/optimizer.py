@@ -37,7 +37,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
 
     With `aggregate` given, `step()` does a whole round, so an ordinary loop works unchanged. Without it, a round is
     `contribution()` and, when the sum has arrived, `apply()`; `step()` is then only for those physical batches at which
-    `more_to_come` says that the logical batch continues.
+    `more_to_come` says that the logical batch continues. A learning-rate scheduler goes on `original_optimizer`.
 
     Attributes:
         unit: What is protected.
@@ -136,7 +136,6 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         rand = self._rand if rand is None else rand
         self._accumulate(rand=rand)
         self._check_skip_next_step()
-        self._is_last_step_skipped = False
         integers = self._sum.astype(np.int64)
         self._drop_batch()
         reserved = self.mechanism.event(survivors=self.mechanism.min_survivors)
@@ -186,7 +185,6 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
     def restart(self) -> None:
         """Forget a logical batch that was not finished, so that no record enters one contribution twice."""
         self._step_skip_queue.clear()
-        self._is_last_step_skipped = False
         self._drop_batch()
         self.zero_grad(set_to_none=True)
 
@@ -203,7 +201,6 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         if self.more_to_come:
             self.clip_and_accumulate()
             self._check_skip_next_step()
-            self._is_last_step_skipped = True
             return
         if self.aggregate is None:
             raise UnaccountableError(

@@ -7,7 +7,6 @@ result, not the clients: a bad message is rejected without effect, and the sum i
 from __future__ import annotations
 
 import builtins
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -73,7 +72,6 @@ class PairwiseServer(keys.Unprintable):
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(roster)
         self._answered: set[ClientId] = set()
-        self._probe = keys.AgreementKey(os.urandom(keys.PRIVATE_KEY_BYTES))
         self._offered: dict[ClientId, KeyBundle] = {}
         self._commitments: dict[ClientId, bytes] = {}
         self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
@@ -150,7 +148,7 @@ class PairwiseServer(keys.Unprintable):
         )
         try:
             for public in (bundle.channel_key, bundle.mask_key):
-                self._probe.agree(public)  # a key that no peer could agree with would void the round for all of them
+                keys.check_public_key(public)  # one that no peer can agree with would void the round for all of them
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
         self._offered[sender] = bundle

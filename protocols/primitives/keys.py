@@ -4,8 +4,7 @@ Rules:
 
 1. Every derived key is HKDF-SHA256 with salt = round context and info = `secagg/v1/<usage>` followed by the ids it is
    for. No usage string serves twice.
-2. X25519 public keys are accepted in canonical form only (u < 2^255 - 19); a shared secret of zero (low-order point) is
-   refused.
+2. X25519 public keys are accepted in canonical form only (u < 2^255 - 19); points of low order are refused.
 3. A sealing key encrypts exactly one message, so the AES-GCM nonce is constant.
 4. Private keys never appear in a repr and cannot be pickled.
 """
@@ -28,6 +27,14 @@ SIGNATURE_BYTES = 64
 SEAL_OVERHEAD_BYTES = 16
 LABEL = b"secagg/v1/"
 _FIELD_PRIME = 2**255 - 19
+# The points whose order divides 8: with them the shared secret is zero, whatever the private key.
+_LOW_ORDER = {
+    0,
+    1,
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    _FIELD_PRIME - 1,
+}
 _NONCE = bytes(12)
 
 
@@ -68,13 +75,17 @@ class AgreementKey(Unprintable):
 
 
 def check_public_key(public: bytes) -> None:
-    """Refuses X25519 public keys that are not the canonical encoding of a field element.
+    """Refuses X25519 public keys that nobody should agree with.
 
     Raises:
-        ValueError: wrong length, or u >= 2^255 - 19.
+        ValueError: wrong length, not the canonical encoding of a field element (u >= 2^255 - 19), or a point of low
+            order.
     """
-    if len(public) != PUBLIC_KEY_BYTES or int.from_bytes(public, "little") >= _FIELD_PRIME:
+    u = int.from_bytes(public, "little")
+    if len(public) != PUBLIC_KEY_BYTES or u >= _FIELD_PRIME:
         raise ValueError("an X25519 public key must be the canonical 32 bytes of u < 2^255 - 19")
+    if u in _LOW_ORDER:
+        raise ValueError("the X25519 public key is a point of low order")
 
 
 def derive(secret: bytes, *, context: bytes, usage: bytes, ids: tuple[int, ...] = ()) -> bytes:

@@ -72,10 +72,13 @@ def reconstruct(slots: Sequence[int], shares: Shares) -> list[bytes]:
         The m secrets.
 
     Raises:
-        ValueError: slots repeat, or the shares do not interpolate to 32-byte secrets (some share is wrong).
+        ValueError: slots repeat or are out of range, or the shares do not interpolate to 32-byte secrets (some share is
+            wrong).
     """
     if len(set(slots)) != len(slots) or len(slots) != len(shares):
         raise ValueError(f"need one distinct slot for each share, got {len(slots)} slots for {len(shares)} shares")
+    if not all(0 <= slot < MAX_HOLDERS for slot in slots):
+        raise ValueError(f"a slot must be from 0 to {MAX_HOLDERS - 1}: x = 0 would be the secret itself")
     weights = _lagrange_at_zero(tuple(slots))
     digits = weights @ shares.reshape(len(slots), -1).astype(np.float64) % PRIME
     return _from_digits(digits.reshape(-1, DIGITS).astype(np.int64))

@@ -31,7 +31,7 @@ from dp.encoding import IntegerEncoder
 from dp.errors import CapacityError, UnaccountableError, UnsafeUpdateError
 from dp.mechanisms import DistributedSkellam
 from dp.record_level import SecretPoissonSampler, SecureDPOptimizer, SecurePrivacyEngine, SkellamAccountant
-from dp.record_level.batches import FixedRows, default_rows
+from dp.record_level.batches import FixedRows, _random_places, default_rows
 from dp.record_level.optimizer import encode_rows
 from dp.samplers import RandomBytes
 from dp.units import RecordLevel
@@ -273,6 +273,17 @@ def test_the_caller_sees_its_own_records_in_order_and_blank_rows_get_no_gradient
     rows = plain.layer.bias.grad_sample
     assert len(rows) == 8 * max(1, math.ceil(count / 8))
     assert int(rows.any(dim=1).sum()) == count
+    torch.testing.assert_close(rows.sum(0), plain.layer.bias.grad)  # a sum, not divided by any number of records
+
+
+def test_every_record_is_equally_likely_to_lie_in_every_row():
+    rand = stream(0)
+    counts = np.zeros((3, 8))
+    for _ in range(4000):
+        places = _random_places(3, 8, rand=rand)
+        assert len(set(places.tolist())) == 3
+        counts[range(3), places] += 1
+    assert ((counts - 500) ** 2 / 500).sum() < 21 + 5 * math.sqrt(42)
 
 
 def test_places_are_fresh_in_every_forward_pass():
@@ -339,6 +350,12 @@ def test_a_record_is_drawn_exactly_when_its_word_is_below_the_rate(length, rate,
     ]
 
 
+def test_a_word_equal_to_the_limit_is_not_drawn():
+    words = [2**63, 2**63 - 1, 2**64 - 1, 0]
+    sampler = SecretPoissonSampler(4, rate=0.5, rand=lambda _: b"".join(word.to_bytes(8, "little") for word in words))
+    assert sampler.draw() == [1, 3]
+
+
 def test_draws_have_the_law_of_independent_coins():
     sampler = SecretPoissonSampler(100, rate=0.1, rand=stream(0))
     draws = [sampler.draw() for _ in range(2000)]
@@ -370,6 +387,20 @@ def test_an_empty_batch_sends_exactly_one_noise_share():
     optimizer.abandon()
     first, second = (optimizer.contribution().vector, optimizer.abandon(), optimizer.contribution().vector)[::2]
     assert not np.array_equal(first, second)
+
+
+def test_a_contribution_is_the_rounded_gradient_plus_a_share_from_the_same_stream():
+    module, optimizer = private(linear(), unit=record_unit(clip_norm=100.0))
+    mechanism = optimizer.mechanism
+    backward(module, *(tensor[:1] for tensor in blobs(1).tensors))
+    gradient = np.concatenate(
+        [parameter.grad_sample.sum(0).flatten().numpy() for parameter in module.parameters()]
+    ).astype(np.float64)
+    assert 0 < np.linalg.norm(gradient) < 90  # not clipped
+    rand = stream(9)
+    coins = np.frombuffer(rand(4 * mechanism.dimension), dtype="<u4") * 2.0**-32
+    expected = np.floor(gradient * mechanism.int_bound / 100.0 + coins) + mechanism.noise_share(rand=rand)
+    assert np.array_equal(optimizer.contribution(rand=stream(9)).vector, expected)
 
 
 def test_a_round_goes_contribution_then_apply_and_nothing_else():
