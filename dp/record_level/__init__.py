@@ -42,8 +42,15 @@ except ImportError as error:
     raise ImportError("record-level privacy needs PyTorch and Opacus: pip install 'secagg[torch]'") from error
 
 from .accountant import SkellamAccountant
-from .batches import SecretPoissonSampler
+from .batches import FixedRows, SecretPoissonSampler
 from .engine import SecurePrivacyEngine
 from .optimizer import Aggregate, SecureDPOptimizer
 
-__all__ = ["Aggregate", "SecretPoissonSampler", "SecureDPOptimizer", "SecurePrivacyEngine", "SkellamAccountant"]
+__all__ = [
+    "Aggregate",
+    "FixedRows",
+    "SecretPoissonSampler",
+    "SecureDPOptimizer",
+    "SecurePrivacyEngine",
+    "SkellamAccountant",
+]

@@ -48,7 +48,7 @@ _FIELDS: dict[type[Message], dict[str, st.SearchStrategy[object]]] = {
     KeyBundles: {"bundles": st.lists(bundles, max_size=3).map(tuple)},
     ShareKeys: {"seed_commitment": digests, "sealed": sealed},
     SealedShares: {"cohort": id_lists, "sealed": sealed},
-    MaskedInput: {},
+    MaskedInput: {"cohort": digests},
     SurvivorList: {"survivors": id_lists},
     ConsistencyCheck: {"view": digests},
     SurvivorSignatures: {"signers": id_lists, "signatures": st.lists(signatures, max_size=3).map(tuple)},
@@ -79,7 +79,7 @@ def full_round(n: int, *, first_id: int = 1, serial: int = 1) -> dict[str, Messa
         ),
         "ShareKeys": lambda: ShareKeys(context=digest, sender=client, seed_commitment=digest, sealed=shares),
         "SealedShares": lambda: SealedShares(context=digest, sender=SERVER, cohort=clients, sealed=shares),
-        "MaskedInput": lambda: MaskedInput(context=digest, sender=client),
+        "MaskedInput": lambda: MaskedInput(context=digest, sender=client, cohort=digest),
         "SurvivorList": lambda: SurvivorList(context=digest, sender=SERVER, survivors=clients),
         "ConsistencyCheck": lambda: ConsistencyCheck(context=digest, sender=client, view=digest),
         "SurvivorSignatures": lambda: SurvivorSignatures(

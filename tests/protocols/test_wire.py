@@ -271,7 +271,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("tail_bytes", [0, 40])
     def test_a_signed_frame_has_room_for_tail_and_signature(self, tail_bytes: int) -> None:
-        body = encode(MaskedInput(context=CONTEXT, sender=1))
+        body = encode(MaskedInput(context=CONTEXT, sender=1, cohort=CONTEXT))
         frame = body + bytes(tail_bytes + 64)
         assert decode_signed(frame, MaskedInput, limit=len(body), tail_bytes=tail_bytes).message.sender == 1
         for size in (0, 1, 63, 64 + tail_bytes, 64 + tail_bytes + 5):
@@ -316,7 +316,7 @@ class TestSizes:
             "KeyBundles": start + 1 + 3 * bundle,
             "ShareKeys": start + 34 + 1 + 2 * 90,
             "SealedShares": start + 1 + 3 + 1 + 2 * 90,
-            "MaskedInput": start,
+            "MaskedInput": start + 34,
             "SurvivorList": start + 1 + 3,
             "ConsistencyCheck": start + 34,
             "SurvivorSignatures": start + 1 + 3 + 1 + 3 * 66,

@@ -1,0 +1,183 @@
+"""prepare and finish: the data path from floats to ring words and back, for every lane width and privacy unit."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp import secure_random, to_ring
+from dp.samplers import RandomBytes
+from secagg import AggregationConfig, ClientLevel, NoPrivacy, RecordLevel, UnsafeUpdateError
+from secagg.pipeline import finish, prepare
+
+CLIP = 2.0
+BITS = (8, 10, 12, 16, 21, 32)
+
+
+@cache
+def rand() -> RandomBytes:
+    return secure_random()
+
+
+@cache
+def config(unit: str, *, length: int = 3, clients: int = 5, bits: int = 32, epsilon: float = 4.0) -> AggregationConfig:
+    privacy = {
+        "none": lambda: NoPrivacy(clip_norm=CLIP),
+        "client": lambda: ClientLevel(clip_norm=CLIP, epsilon=epsilon, delta=1e-6, rounds=1),
+        "record": lambda: RecordLevel(
+            clip_norm=CLIP, epsilon=epsilon, delta=1e-6, rounds=1, sampling_rate=0.5, records=200
+        ),
+    }[unit]()
+    return AggregationConfig.cross_silo(
+        like={"w": np.zeros(length)}, clients=clients, max_dropouts=0, max_colluders=0, privacy=privacy, modulus_bits=bits
+    )
+
+
+@st.composite
+def vectors(draw: st.DrawFn, length: int, norm: float) -> np.ndarray:
+    """A vector of L2 norm at most `norm`."""
+    direction = np.array(draw(st.lists(st.floats(-1, 1), min_size=length, max_size=length)))
+    size = np.linalg.norm(direction)
+    return direction * (draw(st.floats(0, norm)) / size) if size > 1e-9 else direction
+
+
+class TestNoPrivacy:
+    @given(bits=st.sampled_from(BITS), clients=st.integers(2, 6), data=st.data())
+    def test_the_mean_comes_back_for_every_lane_width(self, bits: int, clients: int, data: st.DataObject) -> None:
+        subject = config("none", clients=clients, bits=bits)
+        updates = [data.draw(vectors(3, CLIP / 2)) for _ in range(clients)]
+        words = [prepare({"w": update}, subject, rand=rand()) for update in updates]
+        assert all(w.dtype == np.uint32 and w.max() < 2**bits for w in words)
+        ring_sum = np.sum(words, axis=0, dtype=np.uint64)
+        if subject.offset:
+            assert ring_sum.max() < 2**bits  # packed lanes never carry into each other
+        total, mean = finish((ring_sum % 2**bits).astype(np.uint32), subject, survivors=clients)
+        step = CLIP / subject.encoder.int_bound
+        np.testing.assert_allclose(mean["w"], np.mean(updates, axis=0), atol=step * (1 + 1e-6))
+        np.testing.assert_allclose(total * step / clients, mean["w"], atol=1e-12)
+
+    @pytest.mark.parametrize("bits", BITS)
+    @given(update=vectors(3, 1e6))
+    def test_no_update_counts_for_more_than_the_clip(self, bits: int, update: np.ndarray) -> None:
+        subject = config("none", bits=bits)
+        total, mean = finish(prepare({"w": update}, subject, rand=rand()), subject, survivors=1)
+        assert int(np.sum(total**2)) <= subject.encoder.int_bound**2
+        assert np.linalg.norm(mean["w"]) <= CLIP * (1 + 1e-9)
+
+    @pytest.mark.parametrize("bits", BITS)
+    def test_largest_sums_do_not_wrap(self, bits: int) -> None:
+        """All clients put their whole clip on one coordinate, in one direction."""
+        subject = config("none", length=1, bits=bits)
+        for sign in (-1.0, 1.0):
+            words = [prepare({"w": np.array([sign * 1e9])}, subject, rand=rand()) for _ in range(5)]
+            ring_sum = (np.sum(words, axis=0, dtype=np.uint64) % 2**bits).astype(np.uint32)
+            _, mean = finish(ring_sum, subject, survivors=5)
+            assert 0.5 * CLIP < sign * mean["w"][0] <= CLIP * (1 + 1e-9)
+
+    def test_dtypes_come_back(self) -> None:
+        like = {"a": np.ones((2, 2), np.float32), "b": np.ones((), np.float64)}
+        subject = AggregationConfig.cross_silo(
+            like=like, clients=2, max_dropouts=0, max_colluders=0, privacy=NoPrivacy(clip_norm=10.0)
+        )
+        _, mean = finish(prepare(like, subject, rand=rand()), subject, survivors=1)
+        for name, array in like.items():
+            assert (mean[name].dtype, mean[name].shape) == (array.dtype, array.shape)
+            np.testing.assert_allclose(mean[name], array, atol=1e-5)
+
+
+class TestNoise:
+    LENGTH = 20_000
+
+    def noise(self, unit: str, update: dict[str, np.ndarray]) -> np.ndarray:
+        subject = config(unit, length=self.LENGTH)
+        total, _ = finish(prepare(update, subject, rand=rand()), subject, survivors=5)
+        return total.astype(np.float64)
+
+    @pytest.mark.parametrize(
+        ("unit", "shape"), [("client", (LENGTH,)), ("record", (0, LENGTH)), ("record", (3, LENGTH))]
+    )
+    def test_a_share_of_full_variance_is_always_in_it(self, unit: str, shape: tuple[int, ...]) -> None:
+        """A client with an empty batch must not be told apart, and the others count on its noise."""
+        mechanism = config(unit, length=self.LENGTH).mechanism
+        assert mechanism is not None
+        sent = self.noise(unit, {"w": np.zeros(shape)})
+        # The mean square of 20,000 draws has a relative standard deviation of sqrt(2 / 20000) = 1 %.
+        assert np.mean(sent**2) == pytest.approx(float(mechanism.share_variance), rel=0.06)
+        assert abs(np.mean(sent)) < 6 * math.sqrt(mechanism.share_variance / self.LENGTH)
+
+    @pytest.mark.parametrize("unit", ["client", "record"])
+    def test_is_fresh_at_every_call(self, unit: str) -> None:
+        update = {"w": np.zeros(self.LENGTH if unit == "client" else (1, self.LENGTH))}
+        first, second = self.noise(unit, update), self.noise(unit, update)
+        correlation = np.corrcoef(first, second)[0, 1]
+        assert abs(correlation) < 6 / math.sqrt(self.LENGTH)
+
+    def test_records_are_clipped_one_by_one_and_added(self) -> None:
+        subject = config("record", length=1, epsilon=200.0)
+        assert subject.mechanism is not None
+        deviation = math.sqrt(subject.mechanism.share_variance)
+        records = np.array([[CLIP / 4]] * 40 + [[1e6]] * 2 + [[-CLIP / 4]] * 8)
+        total, mean = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=5)
+        expected = (40 / 4 + 2 - 8 / 4) * subject.encoder.int_bound
+        assert abs(total[0] - expected) < 8 * deviation + 8  # two clipped records lose up to 4 steps each
+        # The public divisor: rate x records, not the 50 that were in this batch.
+        assert mean["w"][0] == pytest.approx(total[0] * CLIP / subject.encoder.int_bound / 100)
+
+    def test_the_expected_error_is_the_observed_one(self) -> None:
+        subject = config("client", length=self.LENGTH)
+        survivors = subject.min_survivors
+        words = [prepare({"w": np.zeros(self.LENGTH)}, subject, rand=rand()) for _ in range(survivors)]
+        _, mean = finish(np.sum(words, axis=0, dtype=np.uint32), subject, survivors=survivors)
+        assert np.linalg.norm(mean["w"]) / CLIP == pytest.approx(subject.relative_error, rel=0.05)
+
+
+class TestNoisedIntegers:
+    def test_of_the_own_mechanism_pass_unchanged(self) -> None:
+        subject = config("client")
+        assert subject.mechanism is not None
+        noised = subject.mechanism.privatize(np.array([1, -2, 3]), rand=rand())
+        np.testing.assert_array_equal(prepare(noised, subject, rand=rand()), to_ring(noised.vector, modulus_bits=32))
+
+    @pytest.mark.parametrize("receiver", [config("client", epsilon=3.0), config("record"), config("none")])
+    def test_of_another_mechanism_are_refused(self, receiver: AggregationConfig) -> None:
+        mechanism = config("client").mechanism
+        assert mechanism is not None
+        noised = mechanism.privatize(np.zeros(3, np.int64), rand=rand())
+        with pytest.raises(UnsafeUpdateError, match="another mechanism"):
+            prepare(noised, receiver, rand=rand())
+
+
+class TestUnsafeUpdates:
+    @pytest.mark.parametrize("unit", ["none", "client", "record"])
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda w: {"w": np.where(np.arange(w.size).reshape(w.shape) == 1, math.nan, w)},
+            lambda w: {"w": np.where(np.arange(w.size).reshape(w.shape) == 1, math.inf, w)},
+            lambda w: {"w": np.where(np.arange(w.size).reshape(w.shape) == 1, -math.inf, w)},
+            lambda w: {"w": w[..., :2]},
+            lambda w: {"w": w[..., None]},
+            lambda w: {"w": w.astype(np.float32)},
+            lambda w: {"w": w.astype(np.int64)},
+            lambda w: {"v": w},
+            lambda w: {"w": w, "v": w},
+            lambda w: {},
+            lambda w: w,
+        ],
+    )  # fmt: skip
+    def test_are_refused(self, unit: str, spoil: object) -> None:
+        good = np.full(3 if unit != "record" else (4, 3), 0.125)
+        prepare({"w": good}, config(unit), rand=rand())
+        with pytest.raises(UnsafeUpdateError):
+            prepare(spoil(good), config(unit), rand=rand())  # type: ignore[operator]
+
+    @pytest.mark.parametrize("length", [1, 1000])
+    def test_an_update_that_is_only_huge_is_clipped(self, length: int) -> None:
+        subject = config("none", length=length)
+        _, mean = finish(prepare({"w": np.full(length, 1e300)}, subject, rand=rand()), subject, survivors=1)
+        assert np.linalg.norm(mean["w"]) == pytest.approx(CLIP, rel=0.01)
