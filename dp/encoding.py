@@ -35,6 +35,11 @@ _OVERSHOOT = math.sqrt(2 * math.log(1e12))  # a vector clipped for it overshoots
 _NOISE_REACH = Fraction(15, 2)  # ring head-room for noise, in standard deviations: 6e-14 per coordinate
 
 
+def least_int_bound(dimension: int) -> int:
+    """8·√d, rounded up: from here on, stochastic rounding adds about 0.2 % to the norm of a clipped unit."""
+    return math.isqrt(max(64 * dimension - 1, 0)) + 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerEncoder:
     """Turns one privacy unit into integers whose L2 norm is at most `int_bound`, and decodes sums of such units.
@@ -95,7 +100,7 @@ class IntegerEncoder:
         """
         require_floats(records, ndim=2)
         count, length = records.shape
-        self._require_capacity(length)
+        self.require_capacity(length)
         if count > _MAX_RECORDS:
             raise CapacityError(f"at most {_MAX_RECORDS} records fit one sum, got {count}")
         total = np.zeros(length, dtype=np.float64)
@@ -124,16 +129,20 @@ class IntegerEncoder:
         decoded /= denominator
         return decoded
 
-    def _require_capacity(self, length: int) -> None:
-        """Refuse dimensions at which B < 8·√d."""
-        if self.int_bound**2 < 64 * length:
-            needed = math.isqrt(64 * length - 1) + 1
+    def require_capacity(self, length: int) -> None:
+        """Refuse dimensions that need a larger bound.
+
+        Raises:
+            CapacityError: `int_bound` is below 8·√length; names the least that is not.
+        """
+        needed = least_int_bound(length)
+        if self.int_bound < needed:
             raise CapacityError(
                 f"int_bound {self.int_bound} is too small for {length} coordinates: "
                 f"at least {needed} is needed (8 times the square root)"
             )
 
-    def _first_clip(self, length: int) -> float:
+    def first_clip(self, length: int) -> float:
         """Clip norm from which rounding does not lead beyond B: the better of the sure and the probable bound."""
         bound, root = self.int_bound, math.sqrt(length)
         probable = bound**2 - length / 4 - _OVERSHOOT * (bound + root / 2)
@@ -141,8 +150,8 @@ class IntegerEncoder:
 
     def _encode_unit(self, update: FloatVector, *, rand: RandomBytes) -> FloatVector:
         """The integers of one unit, as float64."""
-        self._require_capacity(update.size)
-        encoded = clip_by_l2(update, clip_norm=self._first_clip(update.size))
+        self.require_capacity(update.size)
+        encoded = clip_by_l2(update, clip_norm=self.first_clip(update.size))
         scale = self.int_bound / self.clip_norm
         for start in range(0, encoded.size, _CHUNK):
             part = encoded[start : start + _CHUNK]
@@ -152,10 +161,10 @@ class IntegerEncoder:
             part *= scale
             part += coins * 2.0**-32
             np.floor(part, out=part)
-        return _lower_norm(encoded, bound=self.int_bound)
+        return lower_norm(encoded, bound=self.int_bound)
 
 
-def _lower_norm(integers: FloatVector, *, bound: int) -> FloatVector:
+def lower_norm(integers: FloatVector, *, bound: int) -> FloatVector:
     """Bring integers, held as float64, to `||q||² ≤ bound²`, in place.
 
     The comparison is exact for any `bound` up to 2²⁶: sums of squares below 2⁵³ are exact in any order, and rounding

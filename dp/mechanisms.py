@@ -23,15 +23,13 @@ from typing import NoReturn
 import numpy as np
 
 from .accounting import SMALLEST_RATE, SkellamEvent, epsilon
-from .encoding import MAX_INT_BOUND
+from .encoding import MAX_INT_BOUND, least_int_bound
 from .errors import CapacityError, UnaccountableError, UnsafeUpdateError
 from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_skellam
 from .units import ClientLevel, RecordLevel
 
 # Thousands of steps wide, a share loses nothing to the continuous law; wider ones only make room for longer vectors.
 SHARE_STDDEVS = (4096, 8192, 16384, 32768, MAX_STDDEV)
-# With int_bound >= 8 sqrt(dimension), stochastic rounding adds about 0.2 % to the norm of a clipped unit.
-ROUNDING_HEADROOM = 8
 
 _SEAL = object()
 
@@ -192,7 +190,7 @@ def calibrate(
         ValueError: an argument is outside its bound.
         CapacityError: no such `int_bound` within the largest share; the message names what would help.
     """
-    needed = math.isqrt(max(0, ROUNDING_HEADROOM**2 * dimension - 1)) + 1
+    needed = least_int_bound(dimension)
 
     def release(int_bound: int, stddev: int) -> DistributedSkellam:
         return DistributedSkellam(

@@ -1,32 +1,31 @@
-"""One self-contained HTML page: no script, no network, readable on a phone and in the dark.
+"""One self-contained HTML file: pictures, tables and line charts that can be mailed, archived and read on a phone.
 
-Pictures are PNG data URIs, charts are inline SVG, and a content security policy forbids everything else. All text is
-escaped.
+Rules:
+- Nothing is loaded from anywhere and nothing runs: no script, no link, styles and pictures inline, and a content
+  security policy in the page says so. Every text is escaped; text never carries markup of its own.
+- No figure without words: a picture has a caption and a note, a chart has its numbers in a table beneath.
+- Colour only repeats what a text says. Light and dark follow the reader's system.
 
-Example:
-    >>> page = render_report("Demo", verdict="All sums were exact.", sections=[Section(title="Facts", text="<b>")])
-    >>> "&lt;b&gt;" in page, "<script" in page
-    (True, False)
+Text is plain, with three conventions: an empty line starts a paragraph, lines that start with "- " are a list, lines
+indented by four spaces are shown as code.
 """
 
-from __future__ import annotations
-
 import base64
+import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    from jinja2 import Environment, StrictUndefined
-except ImportError as error:
-    raise ImportError("reports need Jinja2: pip install 'secagg[report]'") from error
+Cell = str | int | float
 
-Image = NDArray[np.float64]
+_MAX_SERIES = 4  # as many as the palette tells apart, also without colour: each has its own dashes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,206 +33,251 @@ class Picture:
     """A grey picture with its caption.
 
     Attributes:
-        caption: what it is.
-        image: float64[h, w] in [0, 1].
-        note: a figure that belongs under it.
+        caption: What it is.
+        image: float[h, w] in [0, 1], 0 black.
+        note: What to make of it, such as its distance to the truth.
+        tone: Colour of the note: "leak" for a secret that came out, "safe" for one that did not.
+
+    Raises:
+        ValueError: The image is not a finite matrix within [0, 1].
     """
 
     caption: str
-    image: Image
+    image: NDArray[np.floating]
     note: str = ""
+    tone: Literal["leak", "safe", "neutral"] = "neutral"
 
-    @property
-    def source(self) -> str:
-        """The picture as a data URI."""
-        return "data:image/png;base64," + base64.b64encode(grey_png(self.image)).decode()
+    def __post_init__(self) -> None:
+        _check_grey(self.image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of text and numbers under a header; a number is aligned right and shown with four digits.
+
+    Raises:
+        ValueError: A row is not as long as the header.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"a row of {len(row)} cells under a header of {len(self.header)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line of a chart: its values at 1, 2, 3, ...; None or a value that is not finite leaves a gap."""
+
+    name: str
+    values: Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Lines over a common horizontal axis.
+    """Lines over a common count, such as accuracy over rounds.
 
-    Attributes:
-        label: what the vertical axis shows.
-        axis: what the horizontal axis shows.
-        series: values by name; each series is spread over the whole width, since lengths differ.
-        low: bottom of the vertical axis.
-        high: top of the vertical axis.
+    Raises:
+        ValueError: There are no series or more than four, or none has a finite value.
     """
 
-    label: str
-    axis: str
-    series: Mapping[str, Sequence[float]]
-    low: float
-    high: float
+    title: str
+    x_label: str
+    series: Sequence[Series]
 
-    def lines(self) -> list[dict[str, object]]:
-        """Name, last value and polyline points of every series, in a box of 600 x 200."""
-        drawn: list[dict[str, object]] = []
-        for name, values in self.series.items():
-            steps = max(len(values) - 1, 1)
-            points = [(600 * i / steps, 200 * (1 - self._share(value))) for i, value in enumerate(values)]
-            drawn.append({"name": name, "last": values[-1], "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points)})
-        return drawn
-
-    def ticks(self) -> list[tuple[float, float]]:
-        """Five horizontal grid lines: height in the box, value."""
-        return [(200 * (1 - i / 4), self.low + (self.high - self.low) * i / 4) for i in range(5)]
-
-    def _share(self, value: float) -> float:
-        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.series) <= _MAX_SERIES:
+            raise ValueError(f"a chart has 1 to {_MAX_SERIES} series, not {len(self.series)}")
+        if not any(_is_finite(value) for series in self.series for value in series.values):
+            raise ValueError(f"chart {self.title!r} has no finite value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One part of a report; every part but the title may be left out.
-
-    Attributes:
-        title: its heading.
-        text: a paragraph.
-        pictures: a strip of pictures.
-        chart: a chart.
-        header: the header of a table.
-        rows: the rows of that table.
-        code: text that keeps its lines.
-    """
+    """A heading, its text, and then pictures, charts and a table, in this order."""
 
     title: str
     text: str = ""
-    pictures: tuple[Picture, ...] = ()
-    chart: Chart | None = None
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    code: str = ""
+    pictures: Sequence[Picture] = ()
+    charts: Sequence[Chart] = ()
+    table: Table | None = None
 
 
-def render_report(title: str, *, verdict: str, sections: Sequence[Section], footer: str = "") -> str:
-    """The page as text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_PAGE)
-    return template.render(title=title, verdict=verdict, sections=sections, footer=footer)
+def render_report(title: str, verdict: str, sections: Sequence[Section], *, footer: str = "") -> str:
+    """The report as one HTML page.
 
-
-def write_report(path: Path, title: str, *, verdict: str, sections: Sequence[Section], footer: str = "") -> Path:
-    """Writes the page and returns its path."""
-    path.write_text(render_report(title, verdict=verdict, sections=sections, footer=footer), encoding="utf-8")
-    return path
-
-
-def grey_png(image: Image) -> bytes:
-    """An 8-bit grey PNG of float64[h, w] in [0, 1] (values outside are clipped).
+    Args:
+        title: Heading of the page.
+        verdict: The finding in a sentence or two, shown first.
+        sections: The evidence, in order.
+        footer: Versions, date, how to reproduce.
 
     Raises:
-        ValueError: not two-dimensional, or empty.
+        ImportError: jinja2 is not installed.
     """
-    if image.ndim != 2 or image.size == 0:
-        raise ValueError(f"a picture must be [height, width] and not empty, got shape {image.shape}")
-    height, width = image.shape
-    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels], axis=1)  # filter type 0 for every row
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError as missing:
+        raise ImportError("a report needs Jinja2: pip install 'secagg[report]'") from missing
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(blocks=_blocks, cell=_cell, data_uri=_data_uri)
+    environment.tests["numeric"] = _is_numeric
+    return environment.from_string(_PAGE).render(
+        title=title, verdict=verdict, sections=sections, footer=footer, style=_STYLE, draw=_draw, numbers=_numbers
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --text: #1d2733; --soft: #5b6875; --line: #d9dfe5; --page: #f6f8fa; --card: #fff;
-  --c0: #0b6bcb; --c1: #b4540a; --c2: #5b6875; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e9ee; --soft: #9aa7b4; --line: #333d47; --page: #12171c;
-  --card: #1a2128; --c0: #6cb2ff; --c1: #ffae66; --c2: #9aa7b4; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .75rem; }
-h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
-p { margin: .25rem 0 .75rem; }
-.verdict { border-left: .3rem solid var(--c0); padding: .25rem 0 .25rem .9rem; font-size: 1.1rem; margin: 0 0 1.5rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.1rem;
-  margin: 0 0 1rem; }
-.strip { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .8rem; margin: .5rem 0; }
-figure { margin: 0; }
-figure img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border: 1px solid var(--line);
-  border-radius: .3rem; display: block; }
-figcaption { font-size: .85rem; line-height: 1.3; margin-top: .3rem; }
-figcaption span { display: block; color: var(--soft); }
-.scroll { overflow-x: auto; margin-top: .8rem; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-pre { overflow-x: auto; font: .82rem/1.5 ui-monospace, monospace; margin: .25rem 0; }
-svg { width: 100%; height: auto; overflow: visible; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-svg line { stroke: var(--line); }
-svg polyline { fill: none; stroke-width: 2.5; stroke-linejoin: round; }
-.c0 { stroke: var(--c0); } .c1 { stroke: var(--c1); } .c2 { stroke: var(--c2); }
-.key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .88rem; list-style: none; margin: .3rem 0 0;
-  padding: 0; }
-.key li::before { content: ""; display: inline-block; width: 1.3rem; height: .25rem; border-radius: .2rem;
-  margin-right: .45rem; vertical-align: middle; background: var(--c); }
-footer { color: var(--soft); font-size: .85rem; }
-</style>
-</head>
-<body>
-<main>
-<h1>{{ title }}</h1>
-<p class="verdict">{{ verdict }}</p>
-{% for section in sections %}
-<section>
-<h2>{{ section.title }}</h2>
-{% if section.text %}
-<p>{{ section.text }}</p>
-{% endif %}
-{% if section.pictures %}
-<div class="strip">
-{% for picture in section.pictures %}
-<figure><img src="{{ picture.source }}" alt="{{ picture.caption }}{% if picture.note %}, {{ picture.note }}{% endif %}">
-<figcaption>{{ picture.caption }}<span>{{ picture.note }}</span></figcaption></figure>
-{% endfor %}
-</div>
-{% endif %}
-{% if section.chart %}
-<svg viewBox="-34 -12 650 244" role="img" aria-label="{{ section.chart.label }}">
-{% for height, value in section.chart.ticks() %}
-<line x1="0" x2="600" y1="{{ height }}" y2="{{ height }}"></line>
-<text x="-8" y="{{ height + 4 }}" text-anchor="end">{{ "%.2g" % value }}</text>
-{% endfor %}
-<text x="600" y="222" text-anchor="end">{{ section.chart.axis }}</text>
-{% for line in section.chart.lines() %}
-<polyline class="c{{ loop.index0 % 3 }}" points="{{ line.points }}"></polyline>
-{% endfor %}
-</svg>
-<ul class="key">
-{% for line in section.chart.lines() %}
-<li style="--c: var(--c{{ loop.index0 % 3 }})">{{ line.name }}: {{ "%.3f" % line.last }} at the end</li>
-{% endfor %}
-</ul>
-{% endif %}
-{% if section.header %}
-<div class="scroll"><table>
-<thead><tr>{% for cell in section.header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in section.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table></div>
-{% endif %}
-{% if section.code %}
-<pre>{{ section.code }}</pre>
-{% endif %}
-</section>
-{% endfor %}
-<footer>{{ footer }}</footer>
-</main>
-</body>
-</html>
-"""
+def write_report(path: Path, title: str, verdict: str, sections: Sequence[Section], *, footer: str = "") -> Path:
+    """Render and write the page as UTF-8, creating the folder; returns `path`. Arguments as for `render_report`."""
+    page = render_report(title, verdict, sections, footer=footer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def png(image: NDArray[np.floating]) -> bytes:
+    """A grey picture float[h, w] in [0, 1] as an 8-bit PNG file (ISO/IEC 15948: IHDR, IDAT, IEND, no row filters).
+
+    Raises:
+        ValueError: The image is not a finite matrix within [0, 1].
+    """
+    _check_grey(image)
+    height, width = image.shape
+    pixels = np.rint(np.asarray(image, dtype=np.float64) * 255).astype(np.uint8)
+    rows = np.hstack([np.zeros((height, 1), dtype=np.uint8), pixels])  # each row starts with its filter type, 0
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(rows.tobytes(), level=9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def _check_grey(image: NDArray[np.floating]) -> None:
+    """Refuse what has no grey levels."""
+    if image.ndim != 2 or not image.size:
+        raise ValueError(f"a picture has shape [h, w], not {list(image.shape)}")
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        raise ValueError("a picture has finite values in [0, 1]")
+
+
+def _data_uri(image: NDArray[np.floating]) -> str:
+    """The picture as the source of an <img>."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
+
+
+def _blocks(text: str) -> list[tuple[str, list[str]]]:
+    """Split plain text into ("p" | "ul" | "pre", lines)."""
+    blocks = []
+    for block in text.strip("\n").split("\n\n"):
+        lines = [line for line in block.split("\n") if line.strip()]
+        if not lines:
+            continue
+        if all(line.startswith("    ") for line in lines):
+            blocks.append(("pre", [line[4:] for line in lines]))
+        elif all(line.lstrip().startswith("- ") for line in lines):
+            blocks.append(("ul", [line.lstrip()[2:] for line in lines]))
+        else:
+            blocks.append(("p", [line.strip() for line in lines]))
+    return blocks
+
+
+def _is_numeric(cell: Cell | None) -> bool:
+    """Whether a cell is aligned as a number."""
+    return cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool))
+
+
+def _is_finite(value: float | None) -> bool:
+    """Whether a value has a place on a chart."""
+    return value is not None and math.isfinite(value)
+
+
+def _cell(cell: Cell | None) -> str:
+    """A cell as text."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:.4g}".replace("inf", "∞")
+    return str(cell)
+
+
+def _numbers(chart: Chart) -> tuple[list[str], list[list[float | None]]]:
+    """The chart as a table."""
+    columns = zip_longest(*(series.values for series in chart.series))
+    return (
+        [chart.x_label, *(series.name for series in chart.series)],
+        [[count, *values] for count, values in enumerate(columns, start=1)],
+    )
+
+
+# Geometry of a chart, in units that are one CSS pixel on a phone.
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 360, 236, 38, 12, 40
+_LINE, _CHARACTER = 13, 6.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Label:
+    """A series' name at the right edge, with the line that leads to it from the series' last point."""
+
+    lines: list[str]
+    top: float
+    leader: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawing:
+    """A chart in coordinates."""
+
+    width: int
+    height: int
+    left: float
+    right: float
+    bottom: float
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    paths: list[str]
+    labels: list[_Label]
+
+
+def _draw(chart: Chart) -> _Drawing:
+    """Place ticks, lines and labels."""
+    names = [_wrap(series.name) for series in chart.series]
+    right = _WIDTH - 14 - _CHARACTER * max(len(line) for lines in names for line in lines)
+    bottom = _HEIGHT - _BOTTOM
+    points = [
+        [(count, value) for count, value in enumerate(series.values, start=1) if value is not None and _is_finite(value)]
+        for series in chart.series
+    ]
+    values = [value for line in points for _, value in line]
+    low, high = min(values), max(values)
+    y_ticks = _ticks(0.0 if 0 <= low <= high / 2 else low, high)
+    low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
+    last = max(len(series.values) for series in chart.series)
+    x_ticks = [tick for tick in _ticks(1, last) if 1 <= tick <= last and tick == int(tick)]
+
+    def x(count: float) -> float:
+        return _LEFT + (right - _LEFT) * (count - 1) / max(last - 1, 1)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - _TOP) * (value - low) / (high - low)
+
+    ends = [(x(line[-1][0]), y(line[-1][1])) if line else (right, bottom) for line in points]
+    tops = _spread([end for _, end in ends], [_LINE * len(lines) for lines in names], bottom)
+    return _Drawing(
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=right,
+        bottom=bottom,
+        x_ticks=[(x(tick), f"{tick:g}") for tick in x_ticks],
+        y_ticks=[(y(tick), f"{tick:g}") for tick in y_ticks],
+        paths=[_path(series, x, y) for series in chart.series],
+        labels=[
+            _Label(lines=lines, top=top, leader=(*end, right + 8, top + _LINE * len(lines) / 2))
+            for lines, top, end in zip(names, tops, ends, strict=True)
+        ],
+    )

@@ -140,6 +140,10 @@ class Round:
         for client in self.clients:
             self.call(client, lambda client=client: self.clients[client].start())  # type: ignore[misc]
 
+    def start_once(self) -> None:
+        if all(client.phase is Phase.READY for client in self.clients.values()):
+            self.start()
+
     def call(self, client: ClientId, action: Callable[[], list[Event]]) -> None:
         """Runs a client's call, follows its events, and keeps its error."""
         try:
@@ -199,20 +203,19 @@ class Round:
 
     def advance(self, phase: Phase) -> None:
         """Starts if need be, and steps until the server stands in `phase`."""
-        if all(client.phase is Phase.READY for client in self.clients.values()):
-            self.start()
+        self.start_once()
         while self.server.phase is not phase:
             self.step()
 
     def run(self) -> AggregateReady:
-        """The whole round; raises the server's typed error if it aborts."""
-        self.start()
+        """The rest of the round; raises the server's typed error if it aborts."""
+        self.start_once()
         while self.result is None:
             self.step()
         return self.result
 
     def play(self) -> ProtocolError | None:
-        """The whole round; returns the server's typed error, if it ended in one."""
+        """The rest of the round; returns the server's typed error, if it ended in one."""
         try:
             self.run()
         except ProtocolError as error:

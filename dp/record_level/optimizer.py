@@ -16,7 +16,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from ..accounting import SkellamEvent
-from ..encoding import IntegerEncoder, _lower_norm
+from ..encoding import IntegerEncoder, lower_norm
 from ..errors import UnaccountableError, UnsafeUpdateError
 from ..mechanisms import DistributedSkellam, NoisedIntegers
 from ..samplers import FloatVector, Int64Vector, RandomBytes, secure_random
@@ -85,7 +85,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self.aggregate = aggregate
         self.rejected_records = 0
         self._encoder = IntegerEncoder(clip_norm=unit.clip_norm, int_bound=mechanism.int_bound)
-        self._encoder._require_capacity(dimension)
+        self._encoder.require_capacity(dimension)
         self._rand = secure_random()
         self._coins: FloatVector | None = None
         self._sum: FloatVector = np.zeros(dimension)
@@ -275,7 +275,7 @@ def encode_rows(gradients: Sequence[Tensor], *, coins: FloatVector, encoder: Int
     finite = torch.isfinite(squared)
     kept = torch.nonzero(finite & (squared > 0)).flatten()
     scale = encoder.int_bound / encoder.clip_norm
-    factors = scale * (encoder._first_clip(length) / squared[kept].sqrt()).clamp(max=1.0)[:, None]
+    factors = scale * (encoder.first_clip(length) / squared[kept].sqrt()).clamp(max=1.0)[:, None]
     # From here on all is elementwise, or sums of integers below 2^53: the same for any shape and order.
     squared_integers = torch.zeros(len(kept), dtype=torch.float64)
     for columns, tile in _tiles(gradients):
@@ -287,7 +287,7 @@ def encode_rows(gradients: Sequence[Tensor], *, coins: FloatVector, encoder: Int
         for columns, tile in _tiles(gradients):
             long[columns] = _round_rows(tile, kept[row], factors[row], coins[columns])[0].cpu().numpy()
         total -= long
-        total += _lower_norm(long, bound=encoder.int_bound)
+        total += lower_norm(long, bound=encoder.int_bound)
     return total, rows - int(finite.sum())
 
 

@@ -135,7 +135,6 @@ class ForkingServer:
     def __init__(self, game: Round, corrupt: Collection[ClientId] = ()) -> None:
         self.game = game
         self.corrupt = frozenset(corrupt)
-        game.network = lambda sender, receiver, data: [data] if game.server.phase is not Phase.UNMASK else []
         game.advance(Phase.MASKED_INPUT)
         self.cohort = game.server._cohort
         self.context = game.server._rules.context

@@ -7,7 +7,9 @@ import pytest
 from protocols import (
     ClientId,
     InconsistentViewError,
+    LocalProtocolError,
     MalformedMessageError,
+    PeerRejected,
     Phase,
     TooFewClientsError,
     required_threshold,
@@ -185,7 +187,6 @@ class TestForks:
     def test_every_split_without_colluders(self, n: int) -> None:
         everyone, victim = ids(*range(1, n + 1)), ClientId(n)
         threshold = required_threshold(holders=n, corrupt_holders=0)
-        floor = min(threshold, n - 1)
         for mask in product([False, True], repeat=n - 1):
             config = round_config(n, threshold=threshold, min_survivors=threshold)
             game = Round(config, random_vectors(n, 5))
@@ -196,7 +197,6 @@ class TestForks:
             server.fork(views)
             assert_never_both(server, threshold)
             sizes = {view: sum(v == view for v in views.values()) for view in (dead, frozenset(everyone))}
-            assert len(dead) >= floor
             for client, view in views.items():
                 expected = sizes[view] >= threshold and len(view) >= threshold
                 assert (client in game.agreed) == expected, (mask, client)
@@ -232,14 +232,11 @@ class TestForks:
         game = Round(round_config(5, threshold=3), random_vectors(5, 5))
         server = ForkingServer(game)
         everyone, four = frozenset(ids(1, 2, 3, 4, 5)), frozenset(ids(1, 2, 3, 4))
-        signatures = {c: server.ask_to_sign(c, four if c <= 2 else everyone) for c in everyone}
-        known = {client: signature for client, signature in signatures.items() if signature is not None}
-        assert len(known) == 5
-        for group, view in ((ids(1, 2), four), (ids(3, 4, 5), everyone)):
-            for client in group:
-                shown = {signer: known[signer] for signer in view if signer != client or len(view) == 4}
-                if group == ids(1, 2):
-                    assert not server.ask_to_unmask(client, shown)
+        signatures = {client: server.ask_to_sign(client, four if client <= 2 else everyone) for client in everyone}
+        shown = {client: signature for client, signature in signatures.items() if signature and client in four}
+        assert set(shown) == four
+        for client in ids(1, 2):
+            assert not server.ask_to_unmask(client, shown)
         assert_refused(game, InconsistentViewError, by=ids(1, 2), match="did not sign this view")
 
     def test_every_pair_of_survivor_sets(self) -> None:
@@ -377,9 +374,8 @@ class TestAskedTwice:
         before = list(game.sent)
         for client, data in list(game.received):
             session = game.clients[client]
-            with pytest.raises(Exception, match="no message is expected") as caught:
+            with pytest.raises(LocalProtocolError, match="no message is expected"):
                 session.receive(data)
-            assert type(caught.value).__name__ == "LocalProtocolError"
             assert session._secrets is None
         assert game.sent == before
 
@@ -400,7 +396,7 @@ class TestLateVector:
         game.network = network
         game.advance(Phase.UNMASK)
         (rejection,) = game.server.receive(late, held_back[0])
-        assert type(rejection).__name__ == "PeerRejected"
+        assert isinstance(rejection, PeerRejected)
         game.step()
         assert game.result is not None
         assert game.result.survivors == set(ids(1, 2, 3))

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dp.encoding import MAX_INT_BOUND, IntegerEncoder, _lower_norm, from_ring, required_bits, to_ring
+from dp.encoding import MAX_INT_BOUND, IntegerEncoder, from_ring, lower_norm, required_bits, to_ring
 from dp.errors import CapacityError, UnsafeUpdateError
 from dp.samplers import RandomBytes
 
@@ -92,9 +92,9 @@ def test_honest_coins_do_not_overshoot(length):
 @pytest.mark.parametrize("bound", [1, 1000, MAX_INT_BOUND - 1, MAX_INT_BOUND])
 def test_the_comparison_is_exact_to_the_last_integer(bound):
     on_the_sphere = np.array([float(bound), 0.0])
-    assert _lower_norm(on_the_sphere.copy(), bound=bound).tolist() == on_the_sphere.tolist()
+    assert lower_norm(on_the_sphere.copy(), bound=bound).tolist() == on_the_sphere.tolist()
     one_too_much = np.array([float(bound), -1.0])
-    lowered = _lower_norm(one_too_much.copy(), bound=bound)
+    lowered = lower_norm(one_too_much.copy(), bound=bound)
     assert squared_norm(lowered.astype(np.int64)) <= bound**2
     assert (np.abs(lowered) < np.abs(one_too_much)).all()
 
@@ -105,7 +105,7 @@ def test_the_comparison_is_exact_to_the_last_integer(bound):
     st.integers(1, MAX_INT_BOUND),
 )
 def test_lowering_ends_within_the_bound_and_only_shortens(integers, bound):
-    lowered = _lower_norm(integers.copy(), bound=bound)
+    lowered = lower_norm(integers.copy(), bound=bound)
     assert squared_norm(lowered.astype(np.int64)) <= bound**2
     assert (np.abs(lowered) <= np.abs(integers)).all()
     assert (lowered * integers >= 0).all()

@@ -123,7 +123,7 @@ def test_every_record_obeys_the_integer_bound_and_only_non_finite_ones_vanish(gr
             assert not integers.any()
         else:
             norm = math.sqrt(sum(float(x) ** 2 for x in gradients[row]))
-            shrunk = gradients[row].astype(np.float64) * bound * min(1, encoder._first_clip(17) / max(norm, 1e-99))
+            shrunk = gradients[row].astype(np.float64) * bound * min(1, encoder.first_clip(17) / max(norm, 1e-99))
             assert np.abs(integers - shrunk).max() < 1 + 1e-6 * bound
     together, rejected = encode(gradients, coins, encoder)
     assert np.array_equal(together, total)
@@ -136,7 +136,7 @@ def test_coins_that_all_round_one_way_break_neither_this_bound_nor_the_encoders(
     bound = math.isqrt(64 * length - 1) + 1
     encoder = IntegerEncoder(clip_norm=1.0, int_bound=bound)
     # Just above an integer in every coordinate: with the highest coin, each is lifted by nearly one.
-    height = math.floor(encoder._first_clip(length) * bound / math.sqrt(length)) + 1e-3
+    height = math.floor(encoder.first_clip(length) * bound / math.sqrt(length)) + 1e-3
     gradient = np.full(length, height / bound)
     here, _ = encode_rows([torch.tensor(gradient)[None]], coins=np.full(length, coin * 2.0**-32), encoder=encoder)
     there = encoder.encode(gradient, rand=lambda size: coin.to_bytes(4, "little") * (size // 4))
@@ -149,7 +149,7 @@ def test_overshooting_records_are_lowered_and_the_others_kept():
     length, bound = 400, 170
     encoder = IntegerEncoder(clip_norm=1.0, int_bound=bound)
     coins = np.full(length, 1 - 2.0**-32)
-    height = math.floor(encoder._first_clip(length) * bound / math.sqrt(length)) + 1e-3
+    height = math.floor(encoder.first_clip(length) * bound / math.sqrt(length)) + 1e-3
     rows = torch.zeros(3, length, dtype=torch.float64)
     rows[1] = height / bound
     rows[2, 0] = 0.5
