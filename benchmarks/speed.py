@@ -139,8 +139,9 @@ def round_config(*, clients: int, dimension: int, degree: int | None, bits: int)
     colluders = clients // COLLUDING_SHARE
     complete = degree is None or degree >= clients - 1
     corrupt = colluders if complete else min(colluders, choose_degree_corrupt(clients, colluders, degree or 0))
-    holders = clients if complete else (degree or 0) + 1
-    threshold = required_threshold(holders=holders, corrupt_holders=corrupt)
+    threshold = required_threshold(
+        cohort=clients, degree=clients - 1 if complete else degree or 0, corrupt_holders=corrupt
+    )
     return RoundConfig(
         round_id=os.urandom(32),
         cohort=clients,

@@ -36,7 +36,16 @@ from .errors import (
 )
 from .ledger import LedgerEntry, LedgerState, PrivacyBudget, PrivacyLedger, Reservation
 from .mechanisms import DistributedSkellam, NoisedIntegers, calibrate
-from .samplers import FloatMatrix, FloatVector, Int64Vector, RandomBytes, UInt32Vector, sample_skellam, secure_random
+from .samplers import (
+    FloatMatrix,
+    FloatVector,
+    Int64Vector,
+    RandomBytes,
+    UInt32Vector,
+    poisson_draw,
+    sample_skellam,
+    secure_random,
+)
 from .units import ClientLevel, NoPrivacy, PrivacyUnit, RecordLevel
 
 __secagg_version__ = "0.1.0"
@@ -76,6 +85,7 @@ __all__ = [
     "epsilon_of_rdp",
     "from_ring",
     "ladder",
+    "poisson_draw",
     "rdp_budget",
     "required_bits",
     "sample_skellam",

@@ -95,7 +95,7 @@ class IntegerEncoder:
             int64[d], the sum over rows.
 
         Raises:
-            UnsafeUpdateError: Not a matrix of finite floats.
+            UnsafeUpdateError: Not a matrix of floats. A row that is not finite counts as zero.
             CapacityError: `int_bound` is below 8·√d.
         """
         require_floats(records, ndim=2)
@@ -105,7 +105,9 @@ class IntegerEncoder:
             raise CapacityError(f"at most {_MAX_RECORDS} records fit one sum, got {count}")
         total = np.zeros(length, dtype=np.float64)
         for record in records:
-            total += self._encode_unit(record, rand=rand)
+            # A refusal would tell others about one record, so a record that is not finite counts as zero.
+            usable = record if np.isfinite(record).all() else np.zeros_like(record)
+            total += self._encode_unit(usable, rand=rand)
         return total.astype(np.int64)
 
     def decode(self, total: Int64Vector, *, denominator: float) -> FloatVector:

@@ -16,7 +16,7 @@ Source: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private
 """
 
 import math
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
 from typing import NoReturn
 
@@ -150,7 +150,8 @@ class DistributedSkellam:
 class NoisedIntegers:
     """An integer vector that carries its noise share. Only `DistributedSkellam.privatize` makes one.
 
-    It prints as its type alone and cannot be pickled or copied: one contribution, to be masked and sent once.
+    It prints as its type alone, cannot be pickled or copied, and can be taken once: the same noise in two rounds would
+    protect neither.
 
     Attributes:
         vector: int64[dimension], read-only.
@@ -163,11 +164,23 @@ class NoisedIntegers:
     vector: Int64Vector
     mechanism: DistributedSkellam
     seal: InitVar[object]
+    _taken: bool = field(default=False, init=False)
 
     def __post_init__(self, seal: object) -> None:
         if seal is not _SEAL:
             raise TypeError("NoisedIntegers is built by DistributedSkellam.privatize only")
         self.vector.setflags(write=False)
+
+    def take(self) -> Int64Vector:
+        """The vector, to be masked and sent, once.
+
+        Raises:
+            UnsafeUpdateError: it was taken before.
+        """
+        if self._taken:
+            raise UnsafeUpdateError("this contribution was used in a round already: its noise cannot serve again")
+        object.__setattr__(self, "_taken", True)
+        return self.vector
 
     def __repr__(self) -> str:
         return "NoisedIntegers"

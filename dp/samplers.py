@@ -37,6 +37,7 @@ RandomBytes = Callable[[int], bytes]
 
 Int64Vector = NDArray[np.int64]
 UInt32Vector = NDArray[np.uint32]
+IntVector = NDArray[np.intp]
 FloatVector = NDArray[np.float64]
 FloatMatrix = NDArray[np.float64]
 
@@ -51,18 +52,30 @@ _LAST_TOP = (1 << 63) - 1
 _CACHED_TABLES = 8  # a process uses one variance per mechanism
 
 
+_generation = 0  # forks between this process and the first: process ids may recur, this cannot
+
+
+def _after_fork() -> None:
+    global _generation
+    _generation += 1
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class _AesCtrStream:
     """AES-256-CTR keyed by the OS. A forked child starts a new key, so it shares no byte with its parent."""
 
-    __slots__ = ("_keystream", "_process")
+    __slots__ = ("_generation", "_keystream")
 
     def __init__(self) -> None:
-        self._process = os.getpid()
+        self._generation = _generation
         self._keystream = _fresh_keystream()
 
     def __call__(self, size: int, /) -> bytes:
-        if self._process != os.getpid():
-            self._process = os.getpid()
+        if self._generation != _generation:
+            self._generation = _generation
             self._keystream = _fresh_keystream()
         return self._keystream.update(bytes(size))
 
@@ -101,6 +114,24 @@ class _Table:
     @property
     def last(self) -> int:
         return self.high.size - 1
+
+
+def poisson_draw(count: int, *, rate: Fraction, rand: RandomBytes) -> IntVector:
+    """A secret Poisson sample: every one of `count` records is in it independently with probability `rate`.
+
+    A record is drawn when its 64-bit word is below floor(rate * 2^64): with the rate, or less by under 2^-64.
+
+    Args:
+        count: Records to draw from.
+        rate: Public rate in (0, 1].
+        rand: Secure bytes; 8·count are consumed.
+
+    Returns:
+        int64[m], the drawn indices, increasing.
+    """
+    threshold = math.floor(rate * 2**64)
+    words = np.frombuffer(rand(8 * count), dtype="<u8")
+    return np.arange(count) if threshold == 2**64 else np.flatnonzero(words < np.uint64(threshold))
 
 
 def sample_skellam(length: int, *, variance: Fraction, rand: RandomBytes) -> Int64Vector:

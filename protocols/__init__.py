@@ -14,6 +14,7 @@ from .errors import (
     RemoteProtocolError,
     TooFewClientsError,
 )
+from .graph import required_threshold
 from .policy import BundlesSeen, ClientPolicy, History, KeysAdvertised, Record, SurvivorsSigned
 from .roster import Identity, Roster
 from .session import (
@@ -28,7 +29,6 @@ from .session import (
     SendMessage,
     ServerSession,
     SurvivorsAgreed,
-    required_threshold,
 )
 
 from .pairwise import PairwiseClient, PairwiseServer  # isort: skip

@@ -2,14 +2,17 @@
 
 - The ring is drawn from a commitment to all signed key bundles, each of which holds 32 fresh random bytes: no server
   chooses the graph, it can only try cohorts.
-- With k neighbours, n clients, A of them corrupt and D dropping out, a degree is enough if all of these hold (Bell et
-  al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020, section 3; probabilities over the
-  ring, union bound over clients):
+- With k neighbours, n clients, A of them corrupt and D dropping out, a degree is enough if all of these hold (after
+  Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020, section 3; probabilities
+  over the ring, union bound over clients):
 
-  1. connected: the honest survivors form one component, except with probability 2^-(SECURITY + 1);
-  2. secret: no client has more than x* corrupt neighbours, except with probability 2^-(SECURITY + 1);
-  3. active server: 2t > k + 1 + x*, since a client's secrets are held by its neighbours and itself;
-  4. correct: every client keeps t neighbours, except with probability 2^-CORRECTNESS.
+  1. secret: no client has more than x corrupt neighbours, except with probability 2^-SECURITY, even in the smallest
+     cohort that the server can make by leaving D honest clients out;
+  2. whole: t >= k/2 + 2 + x. A server knows the ring and chooses who counts as dropped. Were t smaller, it could
+     declare two runs of k/2 clients dead and unmask each arc between them on its own. With this t, the client at the
+     end of an arc has too few holders on one side and refuses, and nobody can unmask it. It implies 2t > k + 1 + x, so
+     no client's two secrets are both given away;
+  3. correct: every client keeps t neighbours, except with probability 2^-CORRECTNESS.
 """
 
 from __future__ import annotations
@@ -68,7 +71,7 @@ class Degree:
 
 
 def choose_degree(*, clients: int, max_colluders: int, max_dropouts: int) -> Degree:
-    """The smallest degree that meets all four conditions; the complete graph if none does or the cohort is small.
+    """The smallest degree that meets all conditions; the complete graph if none does or the cohort is small.
 
     Args:
         clients: n.
@@ -78,26 +81,33 @@ def choose_degree(*, clients: int, max_colluders: int, max_dropouts: int) -> Deg
     complete = Degree(degree=clients - 1, corrupt_holders=max_colluders)
     if clients <= COMPLETE_UP_TO:
         return complete
-    rare = -(SECURITY + 1) * log(2)
-    for degree in range(2, min(clients - 2, MAX_DEGREE) + 1, 2):
-        if _log_disconnected(clients, degree, max_colluders + max_dropouts) >= rare:
-            continue
+    smallest = clients - max_dropouts
+    for degree in range(2, min(smallest - 2, MAX_DEGREE) + 1, 2):
         corrupt = next(
-            x for x in range(degree + 1) if log(clients) + _log_tail(clients - 1, max_colluders, degree, x + 1) <= rare
+            x
+            for x in range(degree + 1)
+            if log(clients) + _log_tail(smallest - 1, max_colluders, degree, x + 1) <= -SECURITY * log(2)
         )
-        threshold = (degree + 1 + corrupt) // 2 + 1
+        threshold = required_threshold(cohort=clients, degree=degree, corrupt_holders=corrupt)
+        if threshold > degree:
+            continue
         too_few = _log_tail(clients - 1, max_dropouts, degree, degree - threshold + 1)
-        if threshold <= degree and log(clients) + too_few <= -CORRECTNESS * log(2):
+        if log(clients) + too_few <= -CORRECTNESS * log(2):
             return Degree(degree=degree, corrupt_holders=corrupt)
     return complete
 
 
-def _log_disconnected(n: int, k: int, removed: int) -> float:
-    """Log of the bound on a cut of the ring: two runs of k/2 neighbours that are all removed."""
-    if k > removed:
-        return -inf
-    ratio = lgamma(removed + 1) + lgamma(n - k + 1) - lgamma(n + 1) - lgamma(removed - k + 1)
-    return log(n) + log(max(n - k - 1, 1) / 2) + ratio
+def required_threshold(*, cohort: int, degree: int, corrupt_holders: int) -> int:
+    """The smallest threshold that an active server with `corrupt_holders` allies among a client's holders cannot bend.
+
+    On the complete graph, 2t > n + corrupt_holders: two disjoint groups of honest holders can never both reach t, so
+    the server cannot collect t shares of both secrets of one client (Bonawitz et al., CCS 2017, section 6.2). On a
+    ring, t >= k/2 + 2 + corrupt_holders (rule 2 of this module). Never below 3, except between two clients, where 2
+    hides nothing from each other.
+    """
+    if degree == cohort - 1:
+        return max(min(3, cohort), (cohort + corrupt_holders) // 2 + 1)
+    return max(3, degree // 2 + 2 + corrupt_holders)
 
 
 def _log_tail(population: int, marked: int, draws: int, least: int) -> float:

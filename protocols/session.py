@@ -29,6 +29,7 @@ from typing import Protocol
 import msgspec
 
 from .errors import ClientId
+from .graph import required_threshold
 from .policy import Record
 from .primitives.packing import LANE_BITS, NATIVE_BITS, UInt32Vector
 
@@ -70,16 +71,6 @@ SERVER_TRANSITIONS: TransitionTable = {
     (Phase.CONSISTENCY_CHECK, "close_phase"): Phase.UNMASK,
     (Phase.UNMASK, "close_phase"): Phase.FINISHED,
 }
-
-
-def required_threshold(*, holders: int, corrupt_holders: int) -> int:
-    """The smallest threshold that an active server with `corrupt_holders` allies cannot bend.
-
-    With 2t > holders + corrupt_holders two disjoint groups of honest holders can never both reach t, so the server
-    cannot collect t shares of both secrets of one client (Bonawitz et al. 2017, section 6.2). Never below 3, except
-    between two clients, where 2 hides nothing from each other.
-    """
-    return max(min(3, holders), (holders + corrupt_holders) // 2 + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +116,7 @@ class RoundConfig:
             )
         if not 0 <= self.corrupt_holders < self.holders:
             raise ValueError(f"corrupt_holders must be from 0 to {self.holders - 1}, got {self.corrupt_holders}")
-        least = required_threshold(holders=self.holders, corrupt_holders=self.corrupt_holders)
+        least = required_threshold(cohort=self.cohort, degree=self.degree, corrupt_holders=self.corrupt_holders)
         if not least <= self.threshold <= self.holders:
             raise ValueError(
                 f"threshold must be from {least} to {self.holders} for {self.holders} holders with "
@@ -135,6 +126,11 @@ class RoundConfig:
             raise ValueError(
                 f"min_survivors must be from threshold = {self.threshold} to cohort = {self.cohort}, "
                 f"got {self.min_survivors}"
+            )
+        if self.degree < self.cohort - 1 and self.min_survivors <= self.holders:
+            raise ValueError(
+                f"a ring of degree {self.degree} needs min_survivors above {self.holders}, got {self.min_survivors}: "
+                "use the complete graph"
             )
         if not 1 <= self.length <= MAX_LENGTH:
             raise ValueError(f"length must be from 1 to {MAX_LENGTH}, got {self.length}")

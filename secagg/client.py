@@ -42,7 +42,7 @@ RandomBytes = Callable[[int], bytes]
 
 
 class Client:
-    """One enrolled client, over all its rounds.
+    """One enrolled client, over all its rounds; for one thread at a time.
 
     Args:
         config: what this client agreed to; the server's must be the same.
@@ -50,7 +50,8 @@ class Client:
         identity: its long-term signing key.
         roster: the pinned public identities of all clients.
         history: what it must never forget (`ClientHistory.enrol` once, then `ClientHistory(path)`).
-        ledger: its own privacy budget, made with `config.budget()`; None keeps none.
+        ledger: its own privacy budget, made with `PrivacyLedger.create(path, budget=config.budget())`; without one, the
+            budget lasts as long as this object.
         rand: source of uniform bytes for keys; noise and rounding use a fresh AES-CTR stream keyed by the operating
             system.
 
@@ -73,11 +74,10 @@ class Client:
         self.client_id = ClientId(client_id)
         if roster.get(self.client_id) != identity.public:
             raise ValueError(f"the roster pins another identity for client {client_id}")
-        check_ledger(ledger, config)
+        self.ledger = agreed_ledger(ledger, config)
         self._identity = identity
         self._roster = roster
         self._history = history
-        self._ledger = ledger
         self._rand = rand
         self._session: PairwiseClient | None = None
         self._reservation: Reservation | None = None
@@ -120,9 +120,9 @@ class Client:
             history=self._history.history,
             rand=self._rand,
         )
-        if self._ledger is not None and self.config.mechanism is not None:
+        if self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
-            self._reservation = self._ledger.reserve(worst, request_id=message.round_id.hex())
+            self._reservation = self.ledger.reserve(worst, request_id=message.round_id.hex())
         self._session = session
         return self._run(session.start)
 
@@ -145,6 +145,8 @@ class Client:
                 f"no contribution is expected in phase {session.phase.value}", client_id=self.client_id
             )
         words = self.prepare(update)
+        if self._session is not session:
+            raise LocalProtocolError("another round was opened meanwhile", client_id=self.client_id)
         self._contributed = True
         return self._run(lambda: session.contribute(words))
 
@@ -154,12 +156,11 @@ class Client:
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""
-        if self._reservation is not None and self._ledger is not None:
-            settle = self._ledger.charge if self._contributed else self._ledger.release
-            settle(self._reservation)
-        self._session = None
-        self._reservation = None
-        self._contributed = False
+        reservation, contributed = self._reservation, self._contributed
+        self._session, self._reservation, self._contributed = None, None, False
+        if reservation is not None and self.ledger is not None:
+            settle = self.ledger.charge if contributed else self.ledger.release
+            settle(reservation)
 
     def _live(self) -> PairwiseClient:
         if self._session is None:
@@ -186,8 +187,8 @@ class Client:
 
     def _settle(self, survivors: int) -> None:
         """The round's cost, now that enough signatures prove how many shares of noise are in the sum."""
-        if self._reservation is not None and self._ledger is not None and self.config.mechanism is not None:
-            self._ledger.commit(self._reservation, self.config.mechanism.event(survivors=survivors))
+        if self._reservation is not None and self.ledger is not None and self.config.mechanism is not None:
+            self.ledger.commit(self._reservation, self.config.mechanism.event(survivors=survivors))
         self._reservation = None
 
     @contextmanager
@@ -199,19 +200,23 @@ class Client:
             raise
 
 
-def check_ledger(ledger: PrivacyLedger | None, config: AggregationConfig) -> None:
-    """Refuses a ledger that keeps another budget than the configuration's.
+def agreed_ledger(ledger: PrivacyLedger | None, config: AggregationConfig) -> PrivacyLedger | None:
+    """The ledger that keeps a configuration's budget: the given one, or one in memory; None without privacy.
 
     Raises:
-        ValueError: names both.
+        ValueError: the given ledger keeps another budget; names both.
     """
-    if ledger is None:
-        return
-    budget, state = config.budget(), ledger.state()
+    budget = config.budget()
     if budget is None:
-        raise ValueError("a configuration without privacy cannot keep a ledger: no budget bounds it")
+        if ledger is not None:
+            raise ValueError("a configuration without privacy cannot keep a ledger: no budget bounds it")
+        return None
+    if ledger is None:
+        return PrivacyLedger.create(":memory:", budget=budget)
+    state = ledger.state()
     if (state.limit_epsilon, state.delta, state.unit) != (budget.epsilon, budget.delta, budget.unit):
         raise ValueError(
             f"the ledger keeps epsilon {state.limit_epsilon} at delta {state.delta} for unit {state.unit!r}, "
             f"the configuration epsilon {budget.epsilon} at delta {budget.delta} for unit {budget.unit!r}"
         )
+    return ledger

@@ -91,6 +91,7 @@ class AggregationConfig:
         self.round_config(round_id=bytes(32), model=bytes(32), binding=bytes(32))  # validates all protocol parameters
         if not 0 <= self.max_colluders < self.clients:
             raise ValueError(f"max_colluders must be from 0 to {self.clients - 1}, got {self.max_colluders}")
+        self._check_mechanism()
         if self.mechanism is not None and self.modulus_bits < self.needed_bits:
             raise CapacityError(
                 f"{self.modulus_bits} bits cannot hold the sum: {self.needed_bits} are needed for "
@@ -120,7 +121,7 @@ class AggregationConfig:
             max_dropouts: how many may vanish.
             max_colluders: how many may work with the server; there is no default, since it is a claim about people.
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
-            modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
+            modulus_bits: 32 (default); without privacy also 8, 10, 12, 16 or 21.
             application: free text that keeps different applications apart.
 
         Raises:
@@ -169,7 +170,7 @@ class AggregationConfig:
         application: str,
         degree: Degree,
     ) -> AggregationConfig:
-        threshold = required_threshold(holders=degree.degree + 1, corrupt_holders=degree.corrupt_holders)
+        threshold = required_threshold(cohort=clients, degree=degree.degree, corrupt_holders=degree.corrupt_holders)
         if degree.degree == clients - 1 and clients - max_dropouts < threshold:
             most = clients - threshold
             raise ValueError(
@@ -338,6 +339,28 @@ class AggregationConfig:
     def explain(self) -> list[Explanation]:
         """Every derived number with its reason, in reading order."""
         return explain(self)
+
+    def _check_mechanism(self) -> None:
+        """Noise exactly where privacy is promised, and calibrated for these clients and this model."""
+        if (self.mechanism is None) != isinstance(self.privacy, NoPrivacy):
+            raise ValueError(f"unit {self.privacy.unit!r} and mechanism {self.mechanism} contradict each other")
+        if self.mechanism is None:
+            return
+        rate = self.privacy.exact_rate if isinstance(self.privacy, RecordLevel) else 1
+        agreed = (self.layout.length, self.clients, self.min_survivors, self.max_colluders, rate)
+        mechanism = self.mechanism
+        made_for = (
+            mechanism.dimension,
+            mechanism.clients,
+            mechanism.min_survivors,
+            mechanism.max_colluders,
+            mechanism.sampling_rate,
+        )
+        if made_for != agreed:
+            raise ValueError(
+                "the mechanism was made for (dimension, clients, min_survivors, max_colluders, rate) = "
+                f"{made_for}, not {agreed}: make configurations with cross_silo or cross_device"
+            )
 
     def _units_in_sum(self) -> int:
         """How many clipped units a sum holds: clients, or a generous bound on sampled records."""

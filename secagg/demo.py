@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import EpsilonLadder, NoPrivacy, RecordLevel
+from dp import EpsilonLadder, NoisedIntegers, NoPrivacy, RecordLevel, secure_random
 from protocols import Phase
 from protocols.primitives.keys import SIGNATURE_BYTES
 
@@ -297,10 +297,9 @@ def _attack(
             seen[client] = data
 
     exact_sum = Simulation(exact, clients=parts).round(gradients, tap=tap)
-    per_record = {
-        client: {name: array[None] for name, array in gradient.items()} for client, gradient in gradients.items()
-    }
-    noised_sum = Simulation(private, clients=parts).round(per_record)
+    # As if every client's secret draw had chosen this one record: the case that favours the attack most.
+    shares = {client: _noised(private, _flat(gradient)) for client, gradient in gradients.items()}
+    noised_sum = Simulation(private, clients=parts).round(shares)
 
     words = np.frombuffer(seen[VICTIM][-SIGNATURE_BYTES - exact.upload_bytes : -SIGNATURE_BYTES], dtype="<u4")
     masked, _ = finish(words, exact, survivors=1)
@@ -348,6 +347,14 @@ def _gradient(model: nn.Module, picture: Dataset) -> dict[str, NDArray[np.floati
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(sum_cross_entropy(model(features), labels), list(parameters.values()))
     return {name: gradient.numpy() for name, gradient in zip(parameters, found, strict=True)}
+
+
+def _noised(config: AggregationConfig, gradient: NDArray[np.float64]) -> NoisedIntegers:
+    """One record's contribution with one client's noise share."""
+    if config.mechanism is None:
+        raise ValueError("the configuration has no noise")
+    rand = secure_random()
+    return config.mechanism.privatize(config.encoder.encode_records(gradient[None], rand=rand), rand=rand)
 
 
 def _flat(arrays: dict[str, NDArray[np.floating]]) -> NDArray[np.float64]:

@@ -45,7 +45,10 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
             name="threshold",
             value=config.threshold,
             reason=f"smallest t with 2t > {holders} holders + {config.corrupt_holders} corrupt: "
-            "a server that cheats never gets t answers to both secrets of a client",
+            "a server that cheats never gets t answers to both secrets of a client"
+            if complete
+            else f"half the {config.degree} neighbours + {config.corrupt_holders} corrupt + 2: "
+            "a server that cheats can neither unmask a client nor cut the ring into smaller sums",
         ),
         Explanation(
             name="min_survivors",

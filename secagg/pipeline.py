@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import NoisedIntegers, RecordLevel, UnsafeUpdateError, from_ring, to_ring
+from dp import NoisedIntegers, RecordLevel, UnsafeUpdateError, from_ring, poisson_draw, to_ring
 from dp.samplers import Int64Vector, RandomBytes, UInt32Vector
 
 from .config import AggregationConfig
@@ -22,9 +22,9 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes) -> 
     """One client's contribution, ready to be masked.
 
     Args:
-        update: with `ClientLevel` and `NoPrivacy` the named arrays of one update; with `RecordLevel` named arrays of
-            per-record gradients, each with one leading record axis (which may be empty); or `NoisedIntegers` that the
-            configuration's own mechanism made.
+        update: with `ClientLevel` and `NoPrivacy` the named arrays of one update. With `RecordLevel` named arrays of
+            the gradients of *all* the client's records, each with one leading record axis (which may be empty): the
+            secret Poisson draw is made here. Or `NoisedIntegers` of the configuration's own mechanism, used once.
         config: the agreed configuration.
         rand: secure bytes for rounding and noise.
 
@@ -38,10 +38,12 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes) -> 
     if isinstance(update, NoisedIntegers):
         if update.mechanism != config.mechanism:
             raise UnsafeUpdateError("these integers were noised by another mechanism than the configuration's")
-        integers: Int64Vector = update.vector
+        integers: Int64Vector = update.take()
     else:
         if isinstance(config.privacy, RecordLevel):
-            integers = config.encoder.encode_records(config.layout.flatten_records(update), rand=rand)
+            records = config.layout.flatten_records(update)
+            drawn = poisson_draw(len(records), rate=config.privacy.exact_rate, rand=rand)
+            integers = config.encoder.encode_records(records[drawn], rand=rand)
         else:
             integers = config.encoder.encode(config.layout.flatten(update), rand=rand)
         if config.mechanism is not None:

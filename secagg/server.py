@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation, epsilon
+from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation
 from dp.samplers import Int64Vector
 from protocols import (
     AggregateReady,
@@ -37,7 +37,7 @@ from protocols.pairwise import round_context
 from protocols.session import DIGEST_BYTES
 from protocols.wire import SERVER, Invitation, encode
 
-from .client import check_ledger
+from .client import agreed_ledger
 from .config import AggregationConfig
 from .layout import Arrays
 from .pipeline import finish
@@ -92,7 +92,7 @@ class Server:
     Args:
         config: what was agreed with the clients.
         roster: the pinned public identities of all clients.
-        ledger: the privacy budget of what it publishes, made with `config.budget()`; None keeps none.
+        ledger: the privacy budget of what it publishes; without one, the budget lasts as long as this object.
         map: where masks are expanded; the default uses one thread for each processor on vectors that are worth it.
 
     Raises:
@@ -109,10 +109,9 @@ class Server:
     ) -> None:
         if len(roster) < config.clients:
             raise ValueError(f"the configuration needs {config.clients} clients, the roster has {len(roster)}")
-        check_ledger(ledger, config)
         self.config = config
         self._roster = roster
-        self._ledger = ledger
+        self.ledger = agreed_ledger(ledger, config)
         self._map = map or threaded_map
         self._session: PairwiseServer | None = None
         self._reservation: Reservation | None = None
@@ -143,9 +142,9 @@ class Server:
         self.abandon()
         round_id = os.urandom(DIGEST_BYTES)
         round_config = self.config.round_config(round_id=round_id, model=self.config.layout.model_digest(model))
-        if self._ledger is not None and self.config.mechanism is not None:
+        if self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
-            self._reservation = self._ledger.reserve(worst, request_id=round_id.hex())
+            self._reservation = self.ledger.reserve(worst, request_id=round_id.hex())
         self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
         context = round_context(round_config, self._roster)
         invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
@@ -168,17 +167,16 @@ class Server:
         except ProtocolError:
             self.abandon()
             raise
-        self._unmasking = session.phase is Phase.UNMASK
+        self._unmasking |= session.phase is Phase.UNMASK
         return [self._result(event) if isinstance(event, AggregateReady) else event for event in events]
 
     def abandon(self) -> None:
         """Ends the present round, if any: free if no client was asked to unmask, charged in full otherwise."""
-        if self._reservation is not None and self._ledger is not None:
-            settle = self._ledger.charge if self._unmasking else self._ledger.release
-            settle(self._reservation)
-        self._session = None
-        self._reservation = None
-        self._unmasking = False
+        reservation, unmasking = self._reservation, self._unmasking
+        self._session, self._reservation, self._unmasking = None, None, False
+        if reservation is not None and self.ledger is not None:
+            settle = self.ledger.charge if unmasking else self.ledger.release
+            settle(reservation)
 
     def _live(self) -> PairwiseServer:
         if self._session is None:
@@ -192,10 +190,9 @@ class Server:
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
             rungs = config.ladder(survivors=survivors, rounds=1)
-            spent = epsilon([event], delta=config.privacy.delta)
-            if self._reservation is not None and self._ledger is not None:
-                self._ledger.commit(self._reservation, event)
-                spent = self._ledger.state().epsilon
+            if self._reservation is not None and self.ledger is not None:
+                self.ledger.commit(self._reservation, event)
+                spent = self.ledger.state().epsilon
         self._reservation = None
         self._unmasking = False
         return AggregationResult(

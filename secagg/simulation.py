@@ -85,9 +85,7 @@ class Simulation:
         self._directory = None if ledger_directory is None else Path(ledger_directory)
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
-        self.server_ledger = self._ledger("server")
-        self.client_ledgers = {client: self._ledger(f"client-{client}") for client in ids}
-        self._server = Server(config, roster=self._roster, ledger=self.server_ledger)
+        self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
         self._clients = {
             client: _ObservedClient(
                 config,
@@ -95,7 +93,7 @@ class Simulation:
                 identity=identities[client],
                 roster=self._roster,
                 history=MemoryHistory(),
-                ledger=self.client_ledgers[client],
+                ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
         }
@@ -161,7 +159,7 @@ class Simulation:
 
     def close(self) -> None:
         """Closes all ledgers."""
-        for ledger in (self.server_ledger, *self.client_ledgers.values()):
+        for ledger in (self._server.ledger, *(client.ledger for client in self._clients.values())):
             if ledger is not None:
                 ledger.close()
 
@@ -176,10 +174,8 @@ class Simulation:
 
     def _ledger(self, name: str) -> PrivacyLedger | None:
         budget = self.config.budget()
-        if budget is None:
+        if budget is None or self._directory is None:
             return None
-        if self._directory is None:
-            return PrivacyLedger.create(":memory:", budget=budget)
         path = self._directory / f"{name}.ledger"
         if path.exists():
             return PrivacyLedger.open(path)

@@ -14,13 +14,17 @@ from dp import NoPrivacy, RecordLevel
 if TYPE_CHECKING:
     from .config import AggregationConfig
 
-RUNGS = {
-    "all_honest": "the server, if all clients contribute and none helps it",
-    "after_dropout": "the server after these dropouts, if no client helps it",
-    "minus_colluders": "the server with the assumed colluders, after these dropouts",
-    "guaranteed": "the same in the worst round that clients accept (the budgeted claim)",
-    "local_only": "the server with every other client",
-}
+
+def rungs(config: AggregationConfig, *, survivors: int) -> dict[str, str]:
+    """Whom each rung of the epsilon ladder is against."""
+    helped = f"the server and {config.max_colluders} clients" if config.max_colluders else "the server"
+    return {
+        "all_honest": f"the server, all {config.clients} in the sum, no client helping",
+        "after_dropout": f"the server, {survivors} in the sum, no client helping",
+        "minus_colluders": f"{helped}, {survivors} in the sum",
+        "guaranteed": f"{helped}, {config.min_survivors} in the sum (the budgeted claim)",
+        "local_only": "the server and every other client",
+    }
 
 
 def statement_dict(
@@ -102,9 +106,10 @@ def statement(
         )
         if facts["spent"] is not None:
             lines.append(f"  spent       epsilon {facts['spent']:.3f} so far")
-        lines.append(f"  epsilon after {facts['rounds']} round{'s' if facts['rounds'] != 1 else ''}, against")
-        width = max(len(text) for text in RUNGS.values())
-        lines += [f"    {RUNGS[name]:<{width}}  {value:8.3f}" for name, value in facts["ladder"].items()]
+        lines.append(f"  epsilon after {facts['rounds']} round{'s' if facts['rounds'] != 1 else ''} like this, against")
+        against = rungs(config, survivors=facts["survivors"])
+        width = max(len(text) for text in against.values())
+        lines += [f"    {against[name]:<{width}}  {value:8.3f}" for name, value in facts["ladder"].items()]
     for title, key in (("Hidden", "hidden"), ("Not hidden", "not_hidden"), ("Assumed", "assumptions")):
         lines += [f"  {title}", *(f"    - {line}" for line in facts[key])]
     return "\n".join(lines)

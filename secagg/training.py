@@ -240,6 +240,9 @@ class _FederatedSgd:
 
         if not isinstance(config.privacy, RecordLevel) or config.mechanism is None:
             raise ValueError(f"federated SGD protects records, the configuration protects {config.privacy.unit!r}")
+        trained, agreed = list(parameters_of(model)), [entry.name for entry in config.layout.entries]
+        if trained != agreed:
+            raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
         self._loss = loss
         self._model = model
         self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)

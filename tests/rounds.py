@@ -54,14 +54,14 @@ def round_config(
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
 ) -> RoundConfig:
-    """A valid configuration with the smallest threshold, unless told otherwise."""
+    """A valid configuration with the smallest threshold and floor, unless told otherwise."""
     degree = cohort - 1 if degree is None else degree
-    threshold = threshold or required_threshold(holders=degree + 1, corrupt_holders=corrupt_holders)
+    threshold = threshold or required_threshold(cohort=cohort, degree=degree, corrupt_holders=corrupt_holders)
     return RoundConfig(
         round_id=round_id or os.urandom(32),
         cohort=cohort,
         threshold=threshold,
-        min_survivors=min_survivors or threshold,
+        min_survivors=min_survivors or (threshold if degree == cohort - 1 else degree + 2),
         degree=degree,
         corrupt_holders=corrupt_holders,
         length=length,

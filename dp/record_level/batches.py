@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from ..errors import UnsafeUpdateError
-from ..samplers import Int64Vector, RandomBytes, secure_random
+from ..samplers import Int64Vector, RandomBytes, poisson_draw, secure_random
 
 _BACKWARD_HOOK_WARNING = (  # beside the point: records are not trained, so they need no gradient
     "Full backward hook is firing when gradients are computed with respect to module outputs since no inputs require "
@@ -73,7 +73,6 @@ class SecretPoissonSampler(Sampler[list[int]]):
             raise ValueError(f"rate must lie in (0, 1], got {rate}")
         self.length = length
         self.rate = Fraction(rate)
-        self._threshold = math.floor(self.rate * 2**64)
         self._rand = secure_random() if rand is None else rand
         self._on_start = on_start
 
@@ -89,10 +88,7 @@ class SecretPoissonSampler(Sampler[list[int]]):
 
     def draw(self) -> list[int]:
         """One batch: increasing indices below `length`."""
-        words = np.frombuffer(self._rand(8 * self.length), dtype="<u8")
-        if self._threshold == 2**64:
-            return list(range(self.length))
-        indices: list[int] = np.flatnonzero(words < np.uint64(self._threshold)).tolist()
+        indices: list[int] = poisson_draw(self.length, rate=self.rate, rand=self._rand).tolist()
         return indices
 
 

@@ -72,6 +72,7 @@ class PairwiseServer(keys.Unprintable):
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(roster)
         self._answered: set[ClientId] = set()
+        self._public_keys: set[bytes] = set()
         self._offered: dict[ClientId, KeyBundle] = {}
         self._commitments: dict[ClientId, bytes] = {}
         self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
@@ -146,11 +147,16 @@ class PairwiseServer(keys.Unprintable):
         self._rules.roster.check_signature(
             sender, "KeyBundle", bundle_digest(bundle, self._rules.roster), bundle.signature
         )
+        # Keys that no peer can agree with, or that repeat, would void the round for all others.
+        public_keys = {bundle.channel_key, bundle.mask_key}
         try:
-            for public in (bundle.channel_key, bundle.mask_key):
-                keys.check_public_key(public)  # one that no peer can agree with would void the round for all of them
+            for public in public_keys:
+                keys.check_public_key(public)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
+        if len(public_keys) != 2 or not public_keys.isdisjoint(self._public_keys):
+            raise MalformedMessageError(f"a public key of client {sender} serves twice")
+        self._public_keys |= public_keys
         self._offered[sender] = bundle
 
     def _close_keys(self) -> list[Event]:

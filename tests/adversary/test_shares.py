@@ -52,7 +52,6 @@ class TestRelay:
     def test_to_another_receiver(self) -> None:
         game = small_round()
         sealed: dict[ClientId, tuple[bytes, ...]] = {}
-        original = game.server._close_sealed
 
         def swap(me: ClientId, message: SealedShares) -> SealedShares:
             return altered(message, sealed=sealed[ClientId(me % 4 + 1)])
@@ -61,7 +60,6 @@ class TestRelay:
         for client in ALL:
             peers = [peer for peer in ALL if peer != client]
             sealed[client] = tuple(game.server._sealed[client][peer] for peer in peers)
-        assert original is not None
         game.network = rewriting(SealedShares, swap)
         game.play()
         assert_refused(game, RemoteProtocolError, match="does not open")
@@ -209,16 +207,21 @@ class TestLyingHolder:
             assert game.server_error.phase == "Unmask"
             assert game.server.phase is Phase.ABORTED
 
-    @pytest.mark.parametrize("limb", [0, 9, 17])
+    @pytest.mark.parametrize("limb", range(18))
     def test_one_wrong_limb_of_a_mask_key(self, limb: int) -> None:
+        """X25519 ignores five bits of a private key, in the first and last limbs: there, and only there, a lie may do
+        no harm at all."""
         for delta in (1, 40_000):
             game = small_round()
             game.network = silencing(LIAR, MaskedInput, ConsistencyCheck, Unmask)
             self.with_share(game, LIAR, {limb: delta})
             game.play()
-            assert game.result is None
-            assert type(game.server_error) is RemoteProtocolError
-            assert game.server_error.client_id == LIAR
+            if game.result is None:
+                assert type(game.server_error) is RemoteProtocolError
+                assert game.server_error.client_id == LIAR
+            else:
+                assert limb in (0, 16, 17)
+                assert (game.result.vector == game.expected(frozenset(ids(1, 2, 3)))).all()
 
     def test_all_limbs_wrong_on_a_ring(self) -> None:
         game = Round(round_config(10, degree=4, threshold=4, min_survivors=10), random_vectors(10, 5))

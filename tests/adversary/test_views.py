@@ -74,9 +74,7 @@ class TestSurvivorList:
 
     def test_a_client_that_is_left_out_itself(self) -> None:
         game = small_round()
-        game.network = rewriting(
-            SurvivorList, lambda me, m: altered(m, survivors=tuple(c for c in ALL if c != me))
-        )
+        game.network = rewriting(SurvivorList, lambda me, m: altered(m, survivors=tuple(c for c in ALL if c != me)))
         game.play()
         assert_refused(game, InconsistentViewError, match="must hold this client")
 
@@ -186,7 +184,7 @@ class TestForks:
     @pytest.mark.parametrize("n", [3, 4, 5])
     def test_every_split_without_colluders(self, n: int) -> None:
         everyone, victim = ids(*range(1, n + 1)), ClientId(n)
-        threshold = required_threshold(holders=n, corrupt_holders=0)
+        threshold = required_threshold(cohort=n, degree=n - 1, corrupt_holders=0)
         for mask in product([False, True], repeat=n - 1):
             config = round_config(n, threshold=threshold, min_survivors=threshold)
             game = Round(config, random_vectors(n, 5))
@@ -207,7 +205,7 @@ class TestForks:
         """Colluders sign both views and hand over both kinds of share."""
         everyone = ids(*range(1, n + 1))
         colluders, victim = everyone[:corrupt], everyone[-1]
-        threshold = required_threshold(holders=n, corrupt_holders=corrupt)
+        threshold = required_threshold(cohort=n, degree=n - 1, corrupt_holders=corrupt)
         honest = everyone[corrupt:]
         for mask in product([False, True], repeat=len(honest) - 1):
             config = round_config(n, threshold=threshold, min_survivors=threshold, corrupt_holders=corrupt)
@@ -361,8 +359,8 @@ class TestAskedTwice:
 
     def test_the_very_same_survivor_list_again_ends_the_round(self) -> None:
         game = small_round()
-        game.network = lambda _sender, receiver, data: [data] * (
-            2 if receiver is not None and game.server.phase is Phase.CONSISTENCY_CHECK else 1
+        game.network = lambda _sender, receiver, data: (
+            [data] * (2 if receiver is not None and game.server.phase is Phase.CONSISTENCY_CHECK else 1)
         )
         game.play()
         assert_refused(game, MalformedMessageError)

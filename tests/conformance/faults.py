@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import reject
 from hypothesis import strategies as st
 
 from protocols import ClientId, RoundConfig, required_threshold
@@ -80,9 +79,7 @@ faults = st.builds(
 @st.composite
 def networks(draw: st.DrawFn, cohort: int) -> FaultyNetwork:
     """Up to six faults anywhere."""
-    addresses = st.tuples(
-        st.integers(1, cohort).map(ClientId), st.booleans(), st.integers(0, MESSAGES_EACH_WAY - 1)
-    )
+    addresses = st.tuples(st.integers(1, cohort).map(ClientId), st.booleans(), st.integers(0, MESSAGES_EACH_WAY - 1))
     return FaultyNetwork(faults=draw(st.dictionaries(addresses, faults, max_size=6)), order=draw(st.integers(0, 9)))
 
 
@@ -91,22 +88,19 @@ def rounds(draw: st.DrawFn, *, complete: bool) -> tuple[RoundConfig, dict[Client
     """Any small round: sizes, thresholds, floors, lanes; and its vectors, extremes included."""
     cohort = draw(st.integers(2 if complete else 4, 9))
     degree = cohort - 1 if complete else 2 * draw(st.integers(1, (cohort - 2) // 2))
-    corrupt = draw(st.integers(0, min(2, degree)))
-    least = required_threshold(holders=degree + 1, corrupt_holders=corrupt)
+    corrupt = draw(st.integers(0, min(2, degree) if complete else min(2, degree // 2 - 1)))
+    least = required_threshold(cohort=cohort, degree=degree, corrupt_holders=corrupt)
     threshold = draw(st.integers(least, degree + 1))
     bits, length = draw(st.sampled_from(LANE_BITS)), draw(st.integers(1, 30))
-    try:
-        config = round_config(
-            cohort,
-            degree=degree,
-            threshold=threshold,
-            min_survivors=draw(st.integers(threshold, cohort)),
-            corrupt_holders=corrupt,
-            length=length,
-            modulus_bits=bits,
-        )
-    except ValueError:
-        reject()
+    config = round_config(
+        cohort,
+        degree=degree,
+        threshold=threshold,
+        min_survivors=draw(st.integers(threshold if complete else degree + 2, cohort)),
+        corrupt_holders=corrupt,
+        length=length,
+        modulus_bits=bits,
+    )
     limit = largest_entry(bits, cohort)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     vectors = rng.integers(0, limit, size=(cohort, length), dtype=np.uint64, endpoint=True).astype(np.uint32)

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from protocols import (
     ClientId,
+    ClientPolicy,
     Event,
+    History,
+    Identity,
     LocalProtocolError,
     PairwiseClient,
     PersistBeforeSend,
@@ -221,6 +224,28 @@ class TestMasterProperty:
         assert (result.vector == game.expected(result.survivors)).all()
 
 
+@every_implementation
+class TestConstruction:
+    def test_a_client_needs_the_identity_that_is_pinned_for_it(self, implementation: Implementation) -> None:
+        game = Round(round_config(3), random_vectors(3, 5), implementation=implementation)
+        policy = ClientPolicy(min_survivors=3, corrupt_holders=0)
+        for client, identity in [(1, game.identities[ClientId(2)]), (1, Identity.generate()), (9, Identity.generate())]:
+            with pytest.raises(ValueError, match=f"pins another identity for client {client}"):
+                implementation.client(
+                    game.config,
+                    ClientId(client),
+                    identity=identity,
+                    roster=game.roster,
+                    policy=policy,
+                    history=History(),
+                )
+
+    def test_a_cohort_needs_a_roster_that_holds_it(self, implementation: Implementation) -> None:
+        game = Round(round_config(3), random_vectors(3, 5), implementation=implementation)
+        with pytest.raises(ValueError, match="the cohort has 4 clients, the roster only 3"):
+            implementation.server(round_config(4), roster=game.roster)
+
+
 # What may be called when.
 
 Call = Callable[[PairwiseClient], list[Event]]
@@ -280,7 +305,7 @@ CLIENT_PHASES = [
     Phase.CONSISTENCY_CHECK,
     Phase.FINISHED,
 ]
-TRIGGER_OF: dict[Phase, str] = {phase: trigger for phase, trigger in CLIENT_TRANSITIONS}
+TRIGGER_OF: dict[Phase, str] = {phase: trigger for (phase, trigger), _ in CLIENT_TRANSITIONS.items()}
 
 
 def assert_dead(session: PairwiseClient, vector: Vector, data: bytes) -> None:
@@ -309,7 +334,7 @@ class TestOrderOfCalls:
         ],
     )
     def test_calls_out_of_order_kill_the_session(self, implementation: Implementation, phase: Phase, name: str) -> None:
-        game, inbox = driven_to(phase, implementation)
+        game, _ = driven_to(phase, implementation)
         session, vector = game.clients[CLIENT], game.vectors[CLIENT]
         arguments = (vector,) if name == "contribute" else ()
         with pytest.raises(LocalProtocolError) as caught:
@@ -355,11 +380,14 @@ class TestOrderOfCalls:
         assert number_sent == {Phase.ADVERTISE_KEYS: 0, Phase.SHARE_KEYS: 1, Phase.CONSISTENCY_CHECK: 3}[phase]
         (event,) = session.persisted()
         assert isinstance(event, SendMessage)
-        assert kind_of(event.data).__name__ == {
-            Phase.ADVERTISE_KEYS: "AdvertiseKeys",
-            Phase.SHARE_KEYS: "ShareKeys",
-            Phase.CONSISTENCY_CHECK: "ConsistencyCheck",
-        }[phase]
+        assert (
+            kind_of(event.data).__name__
+            == {
+                Phase.ADVERTISE_KEYS: "AdvertiseKeys",
+                Phase.SHARE_KEYS: "ShareKeys",
+                Phase.CONSISTENCY_CHECK: "ConsistencyCheck",
+            }[phase]
+        )
         with pytest.raises(LocalProtocolError):
             session.persisted()
         assert_dead(session, vector, b"")

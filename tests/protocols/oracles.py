@@ -36,7 +36,8 @@ def interpolate_at(x: int, points: Mapping[int, int]) -> int:
     for a, value in points.items():
         others = [b for b in points if b != a]
         numerator, denominator = prod(x - b for b in others), prod(a - b for b in others)
-        total += value * numerator * pow(denominator, -1, SHAMIR_PRIME)
+        inverse = int(pow(denominator, -1, SHAMIR_PRIME))
+        total += value * numerator * inverse
     return total % SHAMIR_PRIME
 
 

@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from hashlib import sha256
-from math import comb, factorial
+from math import comb
 
 import pytest
 from hypothesis import given, settings
@@ -69,28 +69,16 @@ def tail(population: int, marked: int, draws: int, least: int) -> Fraction:
     return Fraction(ways, comb(population, draws))
 
 
-def cut(n: int, k: int, removed: int) -> Fraction:
-    """The union bound on two runs of k/2 removed neighbours."""
-    if k > removed:
-        return Fraction(0)
-    runs = Fraction(n * max(n - k - 1, 1), 2)
-    return runs * Fraction(factorial(removed) * factorial(n - k), factorial(n) * factorial(removed - k))
-
-
-def corrupt_bound(n: int, k: int, colluders: int) -> int:
-    """x*: the smallest number of corrupt neighbours that no client exceeds, except with probability 2^-(SECURITY+1)."""
-    return next(x for x in range(k + 1) if n * tail(n - 1, colluders, k, x + 1) <= Fraction(1, 2 ** (SECURITY + 1)))
+def corrupt_bound(n: int, k: int, colluders: int, dropouts: int) -> int:
+    """x: how many corrupt neighbours nobody exceeds, even if the server leaves D honest clients out of the ring."""
+    rare = Fraction(1, 2**SECURITY)
+    return next(x for x in range(k + 1) if n * tail(n - dropouts - 1, colluders, k, x + 1) <= rare)
 
 
 def enough(n: int, k: int, colluders: int, dropouts: int) -> bool:
-    """The four conditions of the module, exactly."""
-    corrupt = corrupt_bound(n, k, colluders)
-    threshold = (k + 1 + corrupt) // 2 + 1
-    return (
-        cut(n, k, colluders + dropouts) < Fraction(1, 2 ** (SECURITY + 1))
-        and threshold <= k
-        and n * tail(n - 1, dropouts, k, k - threshold + 1) <= Fraction(1, 2**CORRECTNESS)
-    )
+    """The conditions of the module, exactly."""
+    threshold = max(3, k // 2 + 2 + corrupt_bound(n, k, colluders, dropouts))
+    return threshold <= k and n * tail(n - 1, dropouts, k, k - threshold + 1) <= Fraction(1, 2**CORRECTNESS)
 
 
 class TestChooseDegree:
@@ -101,7 +89,7 @@ class TestChooseDegree:
     def test_the_smallest_that_meets_all_conditions(self, n: int, colluders: int, dropouts: int) -> None:
         chosen = choose_degree(clients=n, max_colluders=colluders, max_dropouts=dropouts)
         assert chosen.degree % 2 == 0
-        assert chosen.corrupt_holders == corrupt_bound(n, chosen.degree, colluders)
+        assert chosen.corrupt_holders == corrupt_bound(n, chosen.degree, colluders, dropouts)
         assert enough(n, chosen.degree, colluders, dropouts)
         for smaller in range(max(2, chosen.degree - 10), chosen.degree, 2):
             assert not enough(n, smaller, colluders, dropouts)
@@ -110,7 +98,7 @@ class TestChooseDegree:
     def test_small_cohorts_are_complete(self, n: int) -> None:
         assert choose_degree(clients=n, max_colluders=1, max_dropouts=0) == Degree(degree=n - 1, corrupt_holders=1)
 
-    @pytest.mark.parametrize(("n", "colluders", "dropouts"), [(110, 50, 50), (200, 10, 150), (400, 300, 100)])
+    @pytest.mark.parametrize(("n", "colluders", "dropouts"), [(110, 50, 50), (200, 10, 150), (400, 250, 100)])
     def test_complete_where_no_ring_is_enough(self, n: int, colluders: int, dropouts: int) -> None:
         chosen = choose_degree(clients=n, max_colluders=colluders, max_dropouts=dropouts)
         assert chosen == Degree(degree=n - 1, corrupt_holders=colluders)

@@ -1,6 +1,7 @@
 """What a client refuses whatever the server proposes, and what it remembers."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -63,11 +64,12 @@ class TestHistory:
         cut = data.draw(st.integers(0, len(told)))
         early, late = History.of(told[:cut]), History.of(told)
         serials, model, survivors = data.draw(st.tuples(st.dictionaries(client_ids, st.integers(1, 9)), models, groups))
-        for check in (
-            lambda h: policy.check_bundles(serials, h),
-            lambda h: policy.check_survivors(model, survivors, h),
-            lambda h: policy.check_round(round_config(4, round_id=model), h),
-        ):
+        checks: list[Callable[[History], None]] = [
+            lambda history: policy.check_bundles(serials, history),
+            lambda history: policy.check_survivors(model, survivors, history),
+            lambda history: policy.check_round(round_config(4, round_id=model), history),
+        ]
+        for check in checks:
             try:
                 check(early)
             except PolicyRefusal:
@@ -109,9 +111,7 @@ class TestRound:
 
 
 class TestBundles:
-    @given(
-        seen=st.dictionaries(client_ids, st.integers(1, 5)), shown=st.dictionaries(client_ids, st.integers(1, 6))
-    )
+    @given(seen=st.dictionaries(client_ids, st.integers(1, 5)), shown=st.dictionaries(client_ids, st.integers(1, 6)))
     def test_only_newer_serials_pass(self, seen: dict[ClientId, int], shown: dict[ClientId, int]) -> None:
         policy = ClientPolicy(min_survivors=3, corrupt_holders=0)
         history = History.of([BundlesSeen(serials=seen)])

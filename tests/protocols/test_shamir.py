@@ -130,6 +130,16 @@ class TestShare:
             assert sorted((column - digits) % SHAMIR_PRIME) == list(range(SHAMIR_PRIME))
 
 
+def what_comes_out(slots: list[int], shares: shamir.Shares) -> list[bytes]:
+    """The reconstructed secrets, or none if the shares are seen to be wrong; no other error is allowed."""
+    try:
+        return shamir.reconstruct(slots, shares)
+    except ValueError as error:
+        if "share is wrong" not in str(error):
+            raise
+        return []
+
+
 class TestReconstruct:
     @given(secret=secrets32, seed=st.integers(0, 2**32), data=st.data())
     def test_a_wrong_share_never_gives_the_secret(self, secret: bytes, seed: int, data: st.DataObject) -> None:
@@ -138,19 +148,13 @@ class TestReconstruct:
         wrong = shares[slots].copy()
         row, limb = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 17))
         wrong[row, 0, limb] = (int(wrong[row, 0, limb]) + data.draw(st.integers(1, SHAMIR_PRIME - 1))) % SHAMIR_PRIME
-        try:
-            assert shamir.reconstruct(slots, wrong) != [secret]
-        except ValueError as error:
-            assert "wrong" in str(error)
+        assert what_comes_out(slots, wrong) != [secret]
 
     @given(secret=secrets32, seed=st.integers(0, 2**32))
     def test_shares_in_the_wrong_slots_never_give_the_secret(self, secret: bytes, seed: int) -> None:
         shares = shamir.share([secret], threshold=2, holders=3, rand=seeded(seed))
         assume((shares[0] != shares[1]).any())
-        try:
-            assert shamir.reconstruct([1, 0], shares[:2]) != [secret]
-        except ValueError as error:
-            assert "wrong" in str(error)
+        assert what_comes_out([1, 0], shares[:2]) != [secret]
 
     @given(digits=st.lists(st.integers(0, SHAMIR_PRIME - 1), min_size=18, max_size=18))
     def test_only_digits_that_a_secret_has_are_accepted(self, digits: list[int]) -> None:

@@ -138,14 +138,22 @@ class TestBudget:
         with pytest.raises(ValueError, match="the ledger keeps epsilon"):
             parties.client(1)
 
-    def test_a_budget_without_a_ledger_is_refused(self) -> None:
-        """Nobody would count: any number of rounds would be allowed, and each would show the epsilon of one."""
-        parties = Parties(private_config())
-        with pytest.raises(ValueError, match="ledger"):
-            Server(parties.config, roster=parties.roster)
-        parties.ledgers[1] = None
-        with pytest.raises(ValueError, match="ledger"):
-            parties.client(1)
+    def test_without_a_ledger_the_budget_is_kept_in_memory(self) -> None:
+        """Forgetting the argument must not mean that nobody counts."""
+        config = private_config(rounds=2)
+        assert config.mechanism is not None
+        parties = Parties(config, ledger=None, ledgers=lambda client: None)
+        for number in range(1, 3):
+            result = parties.run(updates_for(config), silent={5: Phase.MASKED_INPUT})
+            events = [config.mechanism.event(survivors=4)] * number
+            assert result.epsilon == pytest.approx(epsilon(events, delta=1e-6), rel=1e-12)
+        with pytest.raises(BudgetExceededError):
+            parties.server.begin()
+        parties.server = Server(config, roster=parties.roster)
+        for message in parties.server.begin():
+            if message.to in {1, 2, 3, 4}:
+                with pytest.raises(BudgetExceededError):
+                    parties.clients[message.to].begin(message.data)
 
     def test_without_privacy_no_ledger_can_help(self) -> None:
         parties = Parties(plain_config())
@@ -254,23 +262,26 @@ class TestClientLedger:
         config = private_config()
         budget = config.budget()
         assert budget is not None
+        parties = Parties(
+            config,
+            histories=lambda client: ClientHistory.enrol(tmp_path / "history") if client == 2 else MemoryHistory(),
+            ledgers=lambda client: PrivacyLedger.create(tmp_path / "ledger" if client == 2 else ":memory:", budget=budget),
+        )
+        parties.run(updates_for(config))
+        parties.histories[2].close()  # type: ignore[attr-defined]
+        parties.ledger(2).close()
         path = tmp_path / kind
-        (PrivacyLedger.create(path, budget=budget) if kind == "ledger" else ClientHistory.enrol(path)).close()
         match damage:
             case "missing":
                 path.unlink()
             case "garbage":
-                path.write_bytes(b"SQLite format 3\x00" + bytes(range(256)) * 40)
+                path.write_bytes(path.read_bytes()[:100] + bytes(range(256)) * 40)
             case "truncated":
-                path.write_bytes(path.read_bytes()[:5000])
-        expected = LedgerError if kind == "ledger" else PolicyRefusal
-        with pytest.raises(expected):
-            parties = Parties(
-                config,
-                ledgers=(lambda client: PrivacyLedger.open(path)) if kind == "ledger" else None,
-                histories=(lambda client: ClientHistory(path)) if kind == "history" else (lambda client: MemoryHistory()),
-            )
-            parties.run(updates_for(config))
+                path.write_bytes(path.read_bytes()[:6000])
+        with pytest.raises(LedgerError if kind == "ledger" else PolicyRefusal):
+            parties.histories[2] = ClientHistory(tmp_path / "history")
+            parties.ledgers[2] = PrivacyLedger.open(tmp_path / "ledger")
+            parties.client(2)
 
     def test_a_history_that_cannot_be_written_lets_nothing_out(self, tmp_path: Path) -> None:
         history = ClientHistory.enrol(tmp_path / "h")
