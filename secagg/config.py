@@ -35,10 +35,10 @@ from dp import (
     ladder,
     required_bits,
 )
-from dp.encoding import MAX_INT_BOUND
+from dp.encoding import MAX_INT_BOUND, least_int_bound
 from protocols import ClientPolicy, RoundConfig, required_threshold
-from protocols.graph import Degree, choose_degree
-from protocols.primitives.packing import NATIVE_BITS, packed_bytes
+from protocols.graph import choose_degree
+from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
 
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
@@ -61,45 +61,91 @@ class AggregationConfig:
         clients: n, clients invited to a round.
         max_dropouts: clients that may vanish in a round without voiding it.
         max_colluders: clients that may work with the server without voiding the guarantee.
-        degree: neighbours that a client shares masks with.
-        corrupt_holders: colluders that may be among the holders of one client's secrets.
-        threshold: holders that must answer to reconstruct a secret.
-        modulus_bits: bits of a lane of the masked vector.
         privacy: what is protected, and its budget.
+        modulus_bits: bits of a lane of the masked vector.
         application: free text that keeps rounds of different applications apart.
-        mechanism: the calibrated noise; None without privacy.
+        degree: derived: neighbours that a client shares masks with.
+        corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
+        threshold: derived: holders that must answer to reconstruct a secret.
+        mechanism: derived: the calibrated noise; None without privacy.
 
     Raises:
-        ValueError: a number is out of its range, or numbers contradict each other.
-        CapacityError: the ring cannot hold the sum; names the bits that can.
+        ValueError: a number is out of its range, or numbers contradict each other; says which.
+        CapacityError: no noise or ring fits; says what would.
     """
 
     layout: Layout
     clients: int
     max_dropouts: int
     max_colluders: int
-    degree: int
-    corrupt_holders: int
-    threshold: int
-    modulus_bits: int
     privacy: PrivacyUnit
-    application: str
-    mechanism: DistributedSkellam | None
+    modulus_bits: int = 32
+    application: str = ""
+    degree: int = field(init=False)
+    corrupt_holders: int = field(init=False)
+    threshold: int = field(init=False)
+    mechanism: DistributedSkellam | None = field(init=False)
     _digest: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.round_config(round_id=bytes(32), model=bytes(32), binding=bytes(32))  # validates all protocol parameters
-        if not 0 <= self.max_colluders < self.clients:
-            raise ValueError(f"max_colluders must be from 0 to {self.clients - 1}, got {self.max_colluders}")
-        self._check_mechanism()
-        if self.mechanism is not None and self.modulus_bits < self.needed_bits:
+        for name, least in (("clients", 2), ("max_dropouts", 0), ("max_colluders", 0), ("modulus_bits", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+        if self.max_colluders >= self.clients or self.max_dropouts >= self.clients:
+            raise ValueError(
+                f"max_dropouts and max_colluders must be below clients = {self.clients}, "
+                f"got {self.max_dropouts} and {self.max_colluders}"
+            )
+        if self.modulus_bits not in LANE_BITS:
+            raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
+        if not isinstance(self.privacy, PrivacyUnit):
+            raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
+        self._derive_graph()
+        self._derive_noise()
+        object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
+        self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
+
+    def _derive_graph(self) -> None:
+        chosen = choose_degree(clients=self.clients, max_colluders=self.max_colluders, max_dropouts=self.max_dropouts)
+        threshold = required_threshold(
+            cohort=self.clients, degree=chosen.degree, corrupt_holders=chosen.corrupt_holders
+        )
+        if self.min_survivors < threshold:
+            raise ValueError(
+                f"with {self.clients} clients and {self.max_colluders} colluders, {threshold} must stay: "
+                f"max_dropouts can be at most {self.clients - threshold}, got {self.max_dropouts}"
+            )
+        object.__setattr__(self, "degree", chosen.degree)
+        object.__setattr__(self, "corrupt_holders", chosen.corrupt_holders)
+        object.__setattr__(self, "threshold", threshold)
+
+    def _derive_noise(self) -> None:
+        mechanism = None
+        if not isinstance(self.privacy, NoPrivacy):
+            mechanism = calibrate(
+                self.privacy,
+                dimension=self.layout.length,
+                clients=self.clients,
+                min_survivors=self.min_survivors,
+                max_colluders=self.max_colluders,
+            )
+        object.__setattr__(self, "mechanism", mechanism)
+        if mechanism is not None and self.modulus_bits not in NATIVE_BITS:
+            raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
+        if mechanism is not None and self.modulus_bits < self.needed_bits:
             raise CapacityError(
                 f"{self.modulus_bits} bits cannot hold the sum: {self.needed_bits} are needed for "
-                f"{self._units_in_sum()} units of integer norm {self.mechanism.int_bound} with noise at 7.5 stddevs"
+                f"{self._units_in_sum()} units of integer norm {mechanism.int_bound} with noise at 7.5 stddevs"
             )
-        if self.mechanism is not None and self.modulus_bits not in NATIVE_BITS:
-            raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
-        object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
+        least = least_int_bound(self.layout.length)
+        if mechanism is None and self._room(self.modulus_bits) < least:
+            enough = [bits for bits in LANE_BITS if self._room(bits) >= least]
+            advice = f"{enough[0]} bits are needed" if enough else "train fewer parameters or ask fewer clients"
+            raise CapacityError(
+                f"{self.modulus_bits} bits cannot hold {self.layout.length} coordinates of {self.clients} clients: "
+                + advice
+            )
 
     @classmethod
     def cross_silo(
@@ -130,10 +176,15 @@ class AggregationConfig:
         """
         if not 2 <= clients <= MAX_SILOS:
             raise ValueError(f"cross_silo takes 2 to {MAX_SILOS} clients, got {clients}: use cross_device for more")
-        return cls._derive(
-            Layout.of(like), clients, max_dropouts, max_colluders, privacy, modulus_bits, application,
-            Degree(degree=clients - 1, corrupt_holders=max_colluders),
-        )  # fmt: skip
+        return cls.cross_device(
+            like=like,
+            clients=clients,
+            max_dropouts=max_dropouts,
+            max_colluders=max_colluders,
+            privacy=privacy,
+            modulus_bits=modulus_bits,
+            application=application,
+        )
 
     @classmethod
     def cross_device(
@@ -151,53 +202,16 @@ class AggregationConfig:
 
         The neighbour graph is drawn from the keys of all clients. Its degree keeps the chance that any honest client is
         exposed below 2^-40 even after the server tried 2^40 cohorts, and the chance that a round fails for lack of
-        neighbours below 2^-30.
+        neighbours below 2^-30. Up to 100 clients it is the complete graph.
         """
-        degree = choose_degree(clients=clients, max_colluders=max_colluders, max_dropouts=max_dropouts)
-        return cls._derive(
-            Layout.of(like), clients, max_dropouts, max_colluders, privacy, modulus_bits, application, degree
-        )
-
-    @classmethod
-    def _derive(
-        cls,
-        layout: Layout,
-        clients: int,
-        max_dropouts: int,
-        max_colluders: int,
-        privacy: PrivacyUnit,
-        modulus_bits: int,
-        application: str,
-        degree: Degree,
-    ) -> AggregationConfig:
-        threshold = required_threshold(cohort=clients, degree=degree.degree, corrupt_holders=degree.corrupt_holders)
-        if degree.degree == clients - 1 and clients - max_dropouts < threshold:
-            most = clients - threshold
-            raise ValueError(
-                f"with {clients} clients and {max_colluders} colluders, {threshold} must stay: "
-                f"max_dropouts can be at most {most}, got {max_dropouts}"
-            )
-        mechanism = None
-        if not isinstance(privacy, NoPrivacy):
-            mechanism = calibrate(
-                privacy,
-                dimension=layout.length,
-                clients=clients,
-                min_survivors=clients - max_dropouts,
-                max_colluders=max_colluders,
-            )
         return cls(
-            layout=layout,
+            layout=Layout.of(like),
             clients=clients,
             max_dropouts=max_dropouts,
             max_colluders=max_colluders,
-            degree=degree.degree,
-            corrupt_holders=degree.corrupt_holders,
-            threshold=threshold,
-            modulus_bits=modulus_bits,
             privacy=privacy,
+            modulus_bits=modulus_bits,
             application=application,
-            mechanism=mechanism,
         )
 
     # Derived numbers.
@@ -212,8 +226,7 @@ class AggregationConfig:
         """Floats to integers: with privacy at the calibrated bound, else as fine as the ring allows."""
         if self.mechanism is not None:
             return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self.mechanism.int_bound)
-        room = (2**self.modulus_bits - 1) // (2 * self.clients)
-        return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=min(room, MAX_INT_BOUND))
+        return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self._room(self.modulus_bits))
 
     @property
     def offset(self) -> int:
@@ -274,7 +287,7 @@ class AggregationConfig:
         noise = math.sqrt(self.min_survivors * self.mechanism.share_variance * self.layout.length)
         return noise / self.mechanism.int_bound / self.denominator(self.min_survivors)
 
-    def round_config(self, *, round_id: bytes, model: bytes, binding: bytes | None = None) -> RoundConfig:
+    def round_config(self, *, round_id: bytes, model: bytes) -> RoundConfig:
         """The protocol's parameters for one round on one model."""
         return RoundConfig(
             round_id=round_id,
@@ -286,7 +299,7 @@ class AggregationConfig:
             length=self.layout.length,
             modulus_bits=self.modulus_bits,
             model=model,
-            binding=self.digest() if binding is None else binding,
+            binding=self._digest,
         )
 
     # As text.
@@ -307,7 +320,7 @@ class AggregationConfig:
             "corrupt_holders": self.corrupt_holders,
             "threshold": self.threshold,
             "modulus_bits": self.modulus_bits,
-            "privacy": {"unit": self.privacy.unit, **asdict(self.privacy)},
+            "privacy": {"unit": self.privacy.unit, **_plain_numbers(asdict(self.privacy))},
             "application": self.application,
             "int_bound": self.encoder.int_bound,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
@@ -329,7 +342,7 @@ class AggregationConfig:
             raise ValueError(f"{path} is not a UTF-8 TOML file: {error}") from None
         presets = {"cross_silo": cls.cross_silo, "cross_device": cls.cross_device}
         kind = data.pop("kind", None)
-        if kind not in presets:
+        if not isinstance(kind, str) or kind not in presets:
             raise ValueError(f"{path}: kind must be one of {sorted(presets)}, got {kind!r}")
         try:
             return presets[kind](like=like, privacy=privacy_unit(data.pop("privacy", {})), **data)
@@ -340,27 +353,9 @@ class AggregationConfig:
         """Every derived number with its reason, in reading order."""
         return explain(self)
 
-    def _check_mechanism(self) -> None:
-        """Noise exactly where privacy is promised, and calibrated for these clients and this model."""
-        if (self.mechanism is None) != isinstance(self.privacy, NoPrivacy):
-            raise ValueError(f"unit {self.privacy.unit!r} and mechanism {self.mechanism} contradict each other")
-        if self.mechanism is None:
-            return
-        rate = self.privacy.exact_rate if isinstance(self.privacy, RecordLevel) else 1
-        agreed = (self.layout.length, self.clients, self.min_survivors, self.max_colluders, rate)
-        mechanism = self.mechanism
-        made_for = (
-            mechanism.dimension,
-            mechanism.clients,
-            mechanism.min_survivors,
-            mechanism.max_colluders,
-            mechanism.sampling_rate,
-        )
-        if made_for != agreed:
-            raise ValueError(
-                "the mechanism was made for (dimension, clients, min_survivors, max_colluders, rate) = "
-                f"{made_for}, not {agreed}: make configurations with cross_silo or cross_device"
-            )
+    def _room(self, bits: int) -> int:
+        """The largest integer norm, without noise, at which lanes of `bits` hold all clients' sum, of either sign."""
+        return min(int(2**bits - 1) // (2 * self.clients), MAX_INT_BOUND)
 
     def _units_in_sum(self) -> int:
         """How many clipped units a sum holds: clients, or a generous bound on sampled records."""
@@ -376,11 +371,18 @@ def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
     Raises:
         ValueError: the unit is unknown, or an argument is missing, unknown or wrong.
     """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"privacy must be a table with a unit, got {data!r}")
     arguments = dict(data)
     name = arguments.pop("unit", None)
-    if name not in UNITS:
+    if not isinstance(name, str) or name not in UNITS:
         raise ValueError(f"privacy unit must be one of {sorted(UNITS)}, got {name!r}")
     try:
         return UNITS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"privacy unit {name!r}: {error}") from None
+
+
+def _plain_numbers(fields: Mapping[str, Any]) -> dict[str, int | float]:
+    """Counts as int, all else as float: 1 and 1.0 of two parties must give one digest."""
+    return {name: value if name in ("rounds", "records") else float(value) for name, value in fields.items()}

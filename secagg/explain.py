@@ -42,6 +42,11 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
             else "fewest neighbours that keep clients safe (2^-40 after 2^40 tries) and the round alive (2^-30)",
         ),
         Explanation(
+            name="corrupt_holders",
+            value=config.corrupt_holders,
+            reason=f"of the {holders} holders of one client's secrets, as many may be colluders",
+        ),
+        Explanation(
             name="threshold",
             value=config.threshold,
             reason=f"smallest t with 2t > {holders} holders + {config.corrupt_holders} corrupt: "

@@ -8,6 +8,7 @@ before the message that depends on them leaves.
 from __future__ import annotations
 
 import sqlite3
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -41,36 +42,46 @@ class MemoryHistory:
 
 
 class ClientHistory:
-    """A durable history.
+    """A durable history, for one process at a time.
+
+    Records are chained by SHA-256, so a damaged or missing one stops the client. What the file cannot show is that its
+    newest records were cut off or an old copy put back.
 
     Args:
         path: the file made by `enrol`.
 
     Raises:
-        PolicyRefusal: the file is missing or not a history: this client must not take part.
+        PolicyRefusal: the file is missing, damaged, in use, or not a history: this client must not take part.
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if not path.is_file():
+        self._path = Path(path)
+        if not self._path.is_file():
             raise PolicyRefusal(
                 f"the history {path} is missing: restore it, or enrol this client anew under another id"
             )
-        self._database = sqlite3.connect(path, isolation_level=None)
+        self._head = b""
+        records: list[Record] = []
+        self._database = sqlite3.connect(self._path, isolation_level=None, timeout=0)
         try:
             (application,) = self._database.execute("PRAGMA application_id").fetchone()
             if application != APPLICATION_ID:
-                raise PolicyRefusal(f"{path} is not a client history")
-            self._database.execute("PRAGMA journal_mode = WAL")
+                raise ValueError("it is not a client history")
+            # Two processes over one history would each sign what the other's record forbids.
+            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute("PRAGMA synchronous = FULL")
-            rows = self._database.execute("SELECT record FROM record ORDER BY number").fetchall()
-            self.history = History.of(_decode(row) for (row,) in rows)
-        except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+            self._database.execute("BEGIN EXCLUSIVE")
+            rows = self._database.execute("SELECT number, record, digest FROM record ORDER BY number").fetchall()
+            self._database.execute("COMMIT")
+            for expected, (number, record, digest) in enumerate(rows, start=1):
+                if number != expected or not isinstance(record, bytes) or digest != self._link(record):
+                    raise ValueError(f"record {expected} was damaged or taken out")
+                records.append(_decode(record))
+                self._head = digest
+        except (sqlite3.Error, ValueError) as error:
             self._database.close()
-            raise PolicyRefusal(f"the history {path} cannot be read: {error}") from None
-        except PolicyRefusal:
-            self._database.close()
-            raise
+            raise PolicyRefusal(f"the history {path} cannot be used: {error}") from None
+        self.history = History.of(records)
 
     @classmethod
     def enrol(cls, path: str | Path) -> ClientHistory:
@@ -83,19 +94,33 @@ class ClientHistory:
         path.touch(mode=0o600, exist_ok=False)
         database = sqlite3.connect(path, isolation_level=None)
         database.execute("PRAGMA synchronous = FULL")
-        database.execute("CREATE TABLE record (number INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT")
+        database.execute("CREATE TABLE record (number INTEGER PRIMARY KEY, record BLOB NOT NULL, digest BLOB NOT NULL)")
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.close()
         return cls(path)
 
     def append(self, record: Record) -> None:
-        """Makes a record durable: it survives a crash once this returns."""
-        self._database.execute("INSERT INTO record (record) VALUES (?)", (_encode(record),))
+        """Makes a record durable: it survives a crash once this returns.
+
+        Raises:
+            PolicyRefusal: the file cannot be written, so nothing may depend on the record.
+        """
+        data = _encode(record)
+        digest = self._link(data)
+        try:
+            self._database.execute("INSERT INTO record (record, digest) VALUES (?, ?)", (data, digest))
+        except sqlite3.Error as error:
+            raise PolicyRefusal(f"the history {self._path} cannot be written: {error}") from None
+        self._head = digest
         self.history = self.history.after(record)
 
     def close(self) -> None:
         """Closes the file."""
         self._database.close()
+
+    def _link(self, record: bytes) -> bytes:
+        """The digest that chains a record to all before it."""
+        return sha256(b"secagg/v1/history" + self._head + record).digest()
 
 
 class _Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

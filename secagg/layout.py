@@ -87,6 +87,7 @@ class Layout:
         Raises:
             UnsafeUpdateError: as for `flatten`, or the arrays disagree in the number of records.
         """
+        _check_mapping(update)
         first = np.asarray(update.get(self.entries[0].name, ()))
         records = first.shape[0] if first.ndim else 0
         rows = [
@@ -115,7 +116,7 @@ class Layout:
         state = sha256(b"secagg/v1/model")
         if model is not None:
             for array in self._arrays(model, ()):
-                state.update(np.ascontiguousarray(array).tobytes())
+                state.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         return state.digest()
 
     def to_dict(self) -> list[dict[str, object]]:
@@ -133,6 +134,7 @@ class Layout:
 
     def _arrays(self, update: Arrays, leading: tuple[int, ...]) -> list[NDArray[np.floating]]:
         """The arrays in order, each checked against its entry."""
+        _check_mapping(update)
         names = [entry.name for entry in self.entries]
         if set(update) != set(names):
             missing, unknown = sorted(set(names) - set(update)), sorted(set(update) - set(names))
@@ -147,3 +149,8 @@ class Layout:
                 )
             arrays.append(array)
         return arrays
+
+
+def _check_mapping(update: object) -> None:
+    if not isinstance(update, Mapping):
+        raise UnsafeUpdateError(f"an update maps names to arrays, got {type(update).__name__}")

@@ -14,6 +14,7 @@ import numpy as np
 from dp import PrivacyLedger
 from dp.samplers import UInt32Vector
 from protocols import ClientId, ContributionNeeded, Event, Identity, Phase, Roster, SendMessage, TooFewClientsError
+from protocols.session import SERVER_TRANSITIONS
 
 from .client import Client
 from .config import AggregationConfig
@@ -25,6 +26,7 @@ from .server import AggregationResult, Server
 # The message after which a client falls silent, by the phase in which the server would have needed the next one.
 DropPlan = Collection[int] | Mapping[int, Phase]
 UpdateSource = Mapping[int, Update] | Callable[[int], Update]
+SERVER_PHASES = tuple(start for start, _ in SERVER_TRANSITIONS)  # in each of them the server waits for clients
 Tap = Callable[[int, Phase, bytes], None]
 
 
@@ -122,6 +124,12 @@ class Simulation:
         unknown = sorted(set(silent_from) - set(self._clients))
         if unknown:
             raise ValueError(f"clients {unknown} of the drop plan do not take part")
+        for client, phase in silent_from.items():
+            if phase not in SERVER_PHASES:
+                raise ValueError(
+                    f"client {client} cannot fall silent in {phase}, only in one of "
+                    + ", ".join(phase.value for phase in SERVER_PHASES)
+                )
         server = self._server
         plain_sum = np.zeros(self.config.layout.length, dtype=np.uint32)
 
@@ -135,7 +143,7 @@ class Simulation:
                 return  # it left the round; the server notices its silence
             for event in events:
                 match event:
-                    case ContributionNeeded():
+                    case ContributionNeeded() if silent_from.get(client) is not server.phase:
                         update = updates(client) if callable(updates) else updates[client]
                         deliver(client, partial(self._clients[client].contribute, update))
                     case SendMessage(data=data):

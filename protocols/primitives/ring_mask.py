@@ -7,8 +7,8 @@ Rules:
 2. A is public: block j is two rows of N signed 16-bit words a0, a1 of the AES-256-CTR keystream of a seed, and A_j =
    a0 + 2^16 a1, which is uniform modulo 2^32.
 3. Masks are added a few blocks at a time, so memory is O(1) beside the vector.
-4. Products are exact integers for every key with coefficients in [-32760, 32760], that is for every sum of keys that an
-   element of F_65521 can carry; larger ones are refused. Proof below.
+4. Products are exact integers for every key whose coefficients are centred elements of F_65521; keys too large for the
+   proof below are refused.
 
 Open points: the parameters still need the lattice estimator (who opens a sum learns the sums of the keys and of the
 errors, so what protects one of h honest clients is a little less than its own key and error); the written argument for
@@ -32,8 +32,8 @@ Why the floating-point products are exact. Let eps = 2^-53, M = N / 2 = 1024 = 2
 
       |x|_2 |y|_2 ((1 + delta)^34 - 1)  <=  sqrt(N) 2^15 * sqrt(N) max|s| * 680 eps,
 
-  below 1/2 for max|s| <= 98,000: 0.17 at 32760, where rounding to the nearest integer gives the true one.
-- A product is below N * 2^15 * 32760 < 2^41, so float64 holds it and int64 holds 2^16 times it.
+  below 1/2 for max|s| up to 98,000; it is 0.17 at 32760. Then rounding to the nearest integer gives the true one.
+- Such products are below 2^43: float64 and int64 hold them.
 
 With 32-bit words in place of the halves the same bound is 13 for a single key: not proven, hence the halves.
 """
@@ -52,7 +52,6 @@ DEGREE = 2048  # N
 MODULUS_BITS = 32  # q = 2^32
 VARIANCE = 20  # of one coefficient of a key, and of one error
 LARGEST_SAMPLE = 40
-LARGEST_KEY = 32760  # the centred elements of F_65521
 _HALF = DEGREE // 2
 _LARGEST_HALF_WORD = 1 << 15
 _RELATIVE_ERROR = 680 * 2.0**-53
@@ -103,8 +102,8 @@ def add_mask(words: UInt32Vector, key: Coefficients, *, seed: bytes) -> None:
     if key.shape != (DEGREE,):
         raise ValueError(f"a key has {DEGREE} coefficients, got {list(key.shape)}")
     largest = int(np.abs(key).max())
-    if largest > LARGEST_KEY or rounding_bound(largest) >= 0.5:
-        raise ValueError(f"coefficients of a key are at most {LARGEST_KEY}, got {largest}")
+    if rounding_bound(largest) >= 0.5:
+        raise ValueError(f"products with coefficients up to {largest} are not proven to be exact")
     twist = np.exp(1j * np.pi / DEGREE * np.arange(_HALF))
     transformed = np.fft.fft(_fold(key, twist))
     step = _BLOCKS_AT_ONCE * DEGREE

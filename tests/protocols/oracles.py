@@ -27,7 +27,7 @@ def digits_of(secret: bytes) -> list[int]:
 
 def evaluate(coefficients: list[int], x: int) -> int:
     """The polynomial's value over F_65521, constant term first."""
-    return sum(c * x**i for i, c in enumerate(coefficients)) % SHAMIR_PRIME
+    return sum(c * pow(x, i, SHAMIR_PRIME) for i, c in enumerate(coefficients)) % SHAMIR_PRIME
 
 
 def interpolate_at(x: int, points: Mapping[int, int]) -> int:
@@ -36,8 +36,7 @@ def interpolate_at(x: int, points: Mapping[int, int]) -> int:
     for a, value in points.items():
         others = [b for b in points if b != a]
         numerator, denominator = prod(x - b for b in others), prod(a - b for b in others)
-        inverse = int(pow(denominator, -1, SHAMIR_PRIME))
-        total += value * numerator * inverse
+        total += value * numerator * pow(denominator, -1, SHAMIR_PRIME)
     return total % SHAMIR_PRIME
 
 

@@ -216,7 +216,7 @@ class TestRefusals:
     def test_bundle_lengths(self, field: str, change: int) -> None:
         sizes = {"fresh": 32, "channel_key": 32, "mask_key": 32, "signature": 64}
         sizes[field] += change
-        bundle = KeyBundle(client=1, serial=1, **{name: bytes(size) for name, size in sizes.items()})  # type: ignore[arg-type]
+        bundle = KeyBundle(client=1, serial=1, **{name: bytes(size) for name, size in sizes.items()})
         refused(encode(KeyBundles(context=CONTEXT, sender=SERVER, bundles=(bundle,))), KeyBundles)
 
     @settings(max_examples=200)

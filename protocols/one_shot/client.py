@@ -1,0 +1,101 @@
+"""The client's part: it checks the committee, speaks once, and erases.
+
+Experimental: the parameters need the lattice estimator; the written argument is under review; so are patents.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import numpy as np
+
+from ..errors import MalformedMessageError
+from ..policy import BundlesSeen, KeysAdvertised
+from ..primitives import key_shares, keys, ring_mask
+from ..primitives.packing import UInt32Vector
+from ..primitives.prg import SEED_BYTES
+from ..session import ContributionNeeded, Event, Phase, SendMessage
+from ..wire import encode
+from .party import Party, Secrets
+from .rules import CANARIES, CLIENT_TRANSITIONS, WORD, member_bundle_digest, signature_kind
+from .wire import Committee, Contribution, MemberBundle, sealed_digest
+
+
+class OneShotClient(Party):
+    """One client's part in one round; keeps the `ClientSession` contract. It learns nothing after it has spoken.
+
+    Args and errors are those of `Party`.
+    """
+
+    _transitions = CLIENT_TRANSITIONS
+    _awaited = Committee
+
+    def start(self) -> list[Event]:
+        """Makes this round's key; nothing is sent before the committee is known."""
+        with self._step("start"):
+            self._secrets = Secrets(self._rand)
+            record = KeysAdvertised(round_id=self._rules.config.round_id, serial=self._history.serial + 1)
+            return self._persist(record, list)
+
+    def contribute(self, vector: UInt32Vector) -> list[Event]:
+        """Masks the vector, seals shares of the mask's key to the members, and sends both.
+
+        Args:
+            vector: uint32[length], entries below 2^modulus_bits.
+
+        Raises:
+            ValueError: wrong dtype, shape or range; nothing has happened, call again with a right one.
+            LocalProtocolError: it is not the time to contribute; the session is dead.
+        """
+        rules, config = self._rules, self._rules.config
+        if vector.dtype != np.uint32 or vector.shape != (config.length,):
+            raise ValueError(f"the vector must be uint32[{config.length}], got {vector.dtype}{list(vector.shape)}")
+        if int(vector.max()) >> config.modulus_bits:
+            raise ValueError(f"entries must be below 2^{config.modulus_bits}, got {int(vector.max())}")
+        with self._step("contribute"):
+            secrets = self._live()
+            words = np.zeros(config.length + CANARIES, dtype=WORD)
+            np.left_shift(vector, np.uint32(config.noise_bits), out=words[: config.length])
+            key = ring_mask.sample(ring_mask.DEGREE, seed=self._rand(SEED_BYTES))
+            ring_mask.add_errors(words, seed=self._rand(SEED_BYTES))
+            ring_mask.add_mask(words, key, seed=rules.matrix_seed)
+            digest = sha256(words.data).digest()
+            shares = key_shares.share(key, rules.slots, threshold=config.threshold, rand=self._rand)
+            sealed = [
+                keys.seal(
+                    rules.channel(secrets.channels[member], self._me, member),
+                    share,
+                    associated=rules.associated(self._me, member, secrets.key.public, digest),
+                )
+                for member, share in zip(rules.bundles, shares, strict=True)
+            ]
+            covered = encode(
+                Contribution(
+                    context=rules.context,
+                    sender=self._me,
+                    ephemeral_key=secrets.key.public,
+                    vector=digest,
+                    sealed=sealed_digest(sealed),
+                )
+            )
+            signature = self._sign(signature_kind(Contribution), sha256(covered).digest())
+            self._erase()
+            return [SendMessage(to=None, data=b"".join((covered, signature, *sealed, words.data)))]
+
+    def _take(self, message: Committee) -> list[Event]:
+        rules, secrets = self._rules, self._live()
+        rules.check_bundles(message.bundles, Phase.ADVERTISE_KEYS)
+        rules.bind(message.bundles)
+        for member, bundle in rules.bundles.items():
+            rules.roster.check_signature(
+                member, signature_kind(MemberBundle), member_bundle_digest(bundle, rules.roster), bundle.signature
+            )
+            try:
+                secrets.channels[member] = secrets.key.agree(bundle.key)
+            except ValueError as error:
+                raise MalformedMessageError(f"the key of member {member}: {error}", client_id=member) from None
+        serials = {member: bundle.serial for member, bundle in rules.bundles.items()}
+        self._policy.check_bundles(serials, self._history)
+        return self._persist(
+            BundlesSeen(serials=serials), lambda: [ContributionNeeded(cohort=frozenset(rules.roster))]
+        )

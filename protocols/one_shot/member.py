@@ -1,0 +1,101 @@
+"""The committee member's part: it checks what it is asked to open, answers once, and erases.
+
+Experimental: the parameters need the lattice estimator; the written argument is under review; so are patents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import msgspec
+
+from ..errors import ClientId, InconsistentViewError, RemoteProtocolError
+from ..policy import KeysAdvertised, SurvivorsSigned
+from ..primitives import key_shares, keys
+from ..session import Event, Phase, SendMessage
+from ..wire import FRESH_BYTES, check_increasing, encode
+from .party import Party, Secrets
+from .rules import MEMBER_TRANSITIONS, member_bundle_digest, signature_kind
+from .wire import Contribution, MemberBundle, MemberKeys, PartialSum, SealedContribution, UnmaskRequest
+
+
+class OneShotMember(Party):
+    """One committee member's part in one round: `start`, `receive` and `persisted` of the `ClientSession` contract.
+
+    Args and errors are those of `Party`. A party that is client and member has a session and a history for each role.
+    """
+
+    _transitions = MEMBER_TRANSITIONS
+    _awaited = UnmaskRequest
+    _bundle: MemberBundle
+
+    def start(self) -> list[Event]:
+        """Makes a fresh key and advertises it."""
+        if self._me not in self._rules.config.committee:
+            raise ValueError(f"{self._me} is not on the committee")
+        with self._step("start"):
+            self._secrets = Secrets(self._rand)
+            serial = self._history.serial + 1
+            unsigned = MemberBundle(
+                member=self._me,
+                serial=serial,
+                fresh=self._rand(FRESH_BYTES),
+                key=self._secrets.key.public,
+                signature=bytes(keys.SIGNATURE_BYTES),
+            )
+            signature = self._sign(signature_kind(MemberBundle), member_bundle_digest(unsigned, self._rules.roster))
+            self._bundle = msgspec.structs.replace(unsigned, signature=signature)
+            frame = encode(MemberKeys(context=self._rules.context, sender=self._me, bundle=self._bundle))
+            record = KeysAdvertised(round_id=self._rules.config.round_id, serial=serial)
+            return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
+
+    def _take(self, message: UnmaskRequest) -> list[Event]:
+        rules = self._rules
+        rules.check_bundles(message.bundles, Phase.ADVERTISE_KEYS)
+        if self._bundle not in message.bundles:
+            raise InconsistentViewError("the server did not show this member's key to clients as it advertised it")
+        rules.bind(message.bundles)
+        survivors = self._check_contributions(message.contributions)
+        record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
+        self._policy.check_survivors(record.model, record.survivors, self._history)
+        share = key_shares.add(self._open(sealed) for sealed in message.contributions)
+        covered = encode(
+            PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share)
+        )
+        frame = covered + self._sign(signature_kind(PartialSum), sha256(covered).digest())
+        self._erase()
+        return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
+
+    def _check_contributions(self, contributions: Sequence[SealedContribution]) -> tuple[ClientId, ...]:
+        """All are of this round, of different enrolled clients, and as these signed them; returns the clients."""
+        rules = self._rules
+        survivors = tuple(ClientId(sealed.contribution.sender) for sealed in contributions)
+        check_increasing(survivors)
+        if len(survivors) > rules.config.cohort:
+            raise InconsistentViewError(f"{len(survivors)} clients in a cohort of {rules.config.cohort}")
+        rules.check_floor(survivors, self._phase)
+        for name in ("ephemeral_key", "vector"):
+            if len({getattr(sealed.contribution, name) for sealed in contributions}) != len(survivors):
+                raise InconsistentViewError(f"two contributions have the same {name}: one is a copy")
+        for client, sealed in zip(survivors, contributions, strict=True):
+            if sealed.contribution.context != rules.context:
+                raise InconsistentViewError(
+                    f"client {client} contributed to another round, or saw other keys", client_id=client
+                )
+            digest = sha256(encode(sealed.contribution)).digest()
+            rules.roster.check_signature(client, signature_kind(Contribution), digest, sealed.signature)
+        return survivors
+
+    def _open(self, sealed: SealedContribution) -> key_shares.Share:
+        rules, contribution = self._rules, sealed.contribution
+        client = ClientId(contribution.sender)
+        try:
+            secret = self._live().key.agree(contribution.ephemeral_key)
+            associated = rules.associated(client, self._me, contribution.ephemeral_key, contribution.vector)
+            plain = keys.unseal(rules.channel(secret, client, self._me), sealed.share, associated=associated)
+            return key_shares.decode(plain)
+        except ValueError as error:
+            raise RemoteProtocolError(
+                f"the share from client {client} to member {self._me}: {error}", client_id=client
+            ) from None

@@ -1,0 +1,220 @@
+"""What all parties agree on before a one-shot round, and what they derive from it in exactly the same way.
+
+Experimental: the parameters need the lattice estimator; the written argument is under review; so are patents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+
+from ..errors import ClientId, InconsistentViewError, TooFewClientsError
+from ..primitives import key_shares, keys, ring_mask
+from ..roster import Roster
+from ..session import (
+    DIGEST_BYTES,
+    MAX_COHORT,
+    MAX_LENGTH,
+    Phase,
+    TransitionTable,
+    required_threshold,
+)
+from ..wire import SUITE, VERSION, check_increasing, message_limit
+from .wire import MemberBundle, request_limit
+
+PROTOCOL = "one_shot"
+CANARIES = 64  # coordinates behind the vector that every client leaves zero
+WORD = np.dtype("<u4")
+
+CLIENT_TRANSITIONS: TransitionTable = {
+    (Phase.READY, "start"): Phase.ADVERTISE_KEYS,
+    (Phase.ADVERTISE_KEYS, "Committee"): Phase.CONTRIBUTE,
+    (Phase.CONTRIBUTE, "contribute"): Phase.FINISHED,
+}
+
+MEMBER_TRANSITIONS: TransitionTable = {
+    (Phase.READY, "start"): Phase.ADVERTISE_KEYS,
+    (Phase.ADVERTISE_KEYS, "UnmaskRequest"): Phase.FINISHED,
+}
+
+SERVER_TRANSITIONS: TransitionTable = {
+    (Phase.ADVERTISE_KEYS, "close_phase"): Phase.MASKED_INPUT,
+    (Phase.MASKED_INPUT, "close_phase"): Phase.UNMASK,
+    (Phase.UNMASK, "close_phase"): Phase.FINISHED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneShotConfig:
+    """What all parties of a one-shot round agree on.
+
+    Its digest enters every signature and every derived key, so any difference makes the round fail.
+
+    Attributes:
+        round_id: 32 bytes that no other round has.
+        cohort: n, the largest number of clients whose vectors are summed.
+        committee: ids of the members on the roster, increasing; member i of them is holder slot i of every key.
+        threshold: t, how many members must answer to open the sum.
+        min_survivors: the smallest number of clients whose sum may be revealed. Masks of fewer than two honest clients
+            hide nothing, whatever the lattice.
+        corrupt_holders: c, how many members may collude with the server; 2t > m + c.
+        length: d, coordinates of a vector.
+        modulus_bits: b, bits of a coordinate; the sum is exact modulo 2^b. A masked coordinate has 32 bits, of which
+            the other `noise_bits` = 32 - b keep the errors of the masks apart from the sum.
+        model: SHA-256 digest of the model that every client starts from.
+        binding: SHA-256 digest of everything above the protocol: application, layout, privacy configuration.
+    """
+
+    round_id: bytes
+    cohort: int
+    committee: tuple[ClientId, ...]
+    threshold: int
+    min_survivors: int
+    corrupt_holders: int
+    length: int
+    modulus_bits: int
+    model: bytes
+    binding: bytes
+
+    def __post_init__(self) -> None:
+        for name in ("round_id", "model", "binding"):
+            if len(getattr(self, name)) != DIGEST_BYTES:
+                raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, got {len(getattr(self, name))}")
+        if not 2 <= self.cohort <= MAX_COHORT:
+            raise ValueError(f"cohort must be from 2 to {MAX_COHORT}, got {self.cohort}")
+        holders = len(self.committee)
+        if not 3 <= holders <= MAX_COHORT:
+            raise ValueError(f"the committee must have from 3 to {MAX_COHORT} members, got {holders}")
+        if any(left >= right for left, right in pairwise(self.committee)):
+            raise ValueError("ids of committee members must increase strictly")
+        if not 0 <= self.corrupt_holders < holders:
+            raise ValueError(f"corrupt_holders must be from 0 to {holders - 1}, got {self.corrupt_holders}")
+        least = required_threshold(holders=holders, corrupt_holders=self.corrupt_holders)
+        if not least <= self.threshold <= holders:
+            raise ValueError(
+                f"threshold must be from {least} to {holders} for {holders} members with {self.corrupt_holders} "
+                f"corrupt, got {self.threshold}"
+            )
+        if not 2 <= self.min_survivors <= self.cohort:
+            raise ValueError(f"min_survivors must be from 2 to cohort = {self.cohort}, got {self.min_survivors}")
+        if not 1 <= self.length <= MAX_LENGTH:
+            raise ValueError(f"length must be from 1 to {MAX_LENGTH}, got {self.length}")
+        most = ring_mask.MODULUS_BITS - least_noise_bits(self.cohort)
+        if not 1 <= self.modulus_bits <= most:
+            raise ValueError(f"modulus_bits must be from 1 to {most} for {self.cohort} clients, got {self.modulus_bits}")
+
+    @property
+    def noise_bits(self) -> int:
+        """tau: a vector enters its mask times 2^tau."""
+        return ring_mask.MODULUS_BITS - self.modulus_bits
+
+    def digest(self) -> bytes:
+        """SHA-256 over the canonical encoding of every field."""
+        fields = [getattr(self, name) for name in self.__dataclass_fields__]
+        return sha256(msgspec.msgpack.encode(fields)).digest()
+
+
+def least_noise_bits(clients: int) -> int:
+    """The smallest tau with 2^(tau - 1) above ten standard deviations of the summed errors of `clients` masks."""
+    return (2 * ring_mask.sum_bound(clients)).bit_length()
+
+
+def member_bundle_digest(bundle: MemberBundle, roster: Roster) -> bytes:
+    """The digest that a member bundle's signature covers: everything in it, and the roster, but no round."""
+    where = (VERSION, SUITE, PROTOCOL, roster.digest)
+    what = (bundle.member, bundle.serial, bundle.fresh, bundle.key)
+    return sha256(b"secagg/v1/member-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
+
+
+def signature_kind(kind: type[msgspec.Struct]) -> str:
+    """The kind of statement that a signature on a message or bundle of this protocol names."""
+    return f"{PROTOCOL}/{kind.__name__}"
+
+
+class Rules:
+    """What all parties derive from the agreed configuration and roster, in the same way."""
+
+    def __init__(self, config: OneShotConfig, roster: Roster) -> None:
+        if config.cohort > len(roster):
+            raise ValueError(f"the cohort has {config.cohort} clients, the roster only {len(roster)}")
+        strangers = sorted(set(config.committee) - roster.keys())
+        if strangers:
+            raise ValueError(f"committee members {strangers} are not on the roster")
+        self.config = config
+        self.roster = roster
+        self.context = sha256(b"secagg/v1/one_shot/context0" + config.digest() + roster.digest).digest()
+        self.limit = message_limit(max(config.cohort, len(config.committee)))
+        self.request_limit = request_limit(config.cohort, len(config.committee))
+        self.bundles: dict[ClientId, MemberBundle] = {}
+
+    def check_bundles(self, bundles: Sequence[MemberBundle], phase: Phase) -> None:
+        """The bundles are those of enough members of the committee, and all different. Signatures are not looked at.
+
+        Raises:
+            MalformedMessageError: members are out of order.
+            InconsistentViewError: somebody else is among them, or a key is there twice.
+            TooFewClientsError: fewer than the threshold are there.
+        """
+        members = tuple(ClientId(bundle.member) for bundle in bundles)
+        check_increasing(members)
+        if not set(self.config.committee) >= set(members):
+            raise InconsistentViewError("somebody outside the committee is shown as a member")
+        if len({bundle.key for bundle in bundles}) != len(members):
+            raise InconsistentViewError("two members have the same key")
+        self.check_members("are there", members, phase)
+
+    def bind(self, bundles: Sequence[MemberBundle]) -> None:
+        """Fixes the members' keys of the round: from here on the context covers them."""
+        self.bundles = {ClientId(bundle.member): bundle for bundle in bundles}
+        keys_of_round = msgspec.msgpack.encode(list(bundles))
+        self.context = sha256(
+            b"secagg/v1/one_shot/context" + self.context + sha256(keys_of_round).digest()
+        ).digest()
+
+    @property
+    def slots(self) -> list[int]:
+        """The holder slots of the members that are there."""
+        return [slot for slot, member in enumerate(self.config.committee) if member in self.bundles]
+
+    @property
+    def sealed_bytes(self) -> list[int]:
+        """The size of the sealed key share of each member that is there."""
+        return [
+            key_shares.encoded_bytes(position, self.config.threshold) + keys.SEAL_OVERHEAD_BYTES
+            for position in range(len(self.bundles))
+        ]
+
+    @property
+    def matrix_seed(self) -> bytes:
+        """The public seed of the matrix A."""
+        return sha256(b"secagg/v1/one_shot/matrix" + self.context).digest()
+
+    def view(self, survivors: Iterable[ClientId]) -> bytes:
+        """The digest of round and survivors: members whose answers carry the same one answer the same question."""
+        clients = msgspec.msgpack.encode(sorted(survivors))
+        return sha256(b"secagg/v1/one_shot/view" + self.context + clients).digest()
+
+    def channel(self, secret: bytes, client: ClientId, member: ClientId) -> bytes:
+        """The key that seals the one key share from `client` to `member`."""
+        return keys.derive(secret, context=self.context, usage=b"one_shot/channel", ids=(client, member))
+
+    def associated(self, client: ClientId, member: ClientId, ephemeral_key: bytes, vector: bytes) -> bytes:
+        """What a sealed share belongs to: round, client, member, the client's key, the digest of its masked vector."""
+        return msgspec.msgpack.encode((self.context, client, member, ephemeral_key, vector))
+
+    def check_floor(self, clients: Collection[ClientId], phase: Phase) -> None:
+        """The sum is over enough clients."""
+        floor = self.config.min_survivors
+        if len(clients) < floor:
+            raise TooFewClientsError(f"{len(clients)} clients contributed, the floor is {floor}", phase=phase.value)
+
+    def check_members(self, what: str, members: Collection[ClientId], phase: Phase) -> None:
+        """Enough members are left to open the sum."""
+        threshold = self.config.threshold
+        if len(members) < threshold:
+            raise TooFewClientsError(f"{len(members)} members {what}, the threshold is {threshold}", phase=phase.value)

@@ -1,0 +1,209 @@
+"""The server's part: it adds masked vectors as they arrive, and opens their sum with the members' answers.
+
+Experimental: the parameters need the lattice estimator; the written argument is under review; so are patents.
+
+It keeps one accumulator and the sealed key shares, never the vectors. Its checks protect the result, not the clients: a
+bad message is rejected without effect, and the sum is either exact or not released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from ..errors import (
+    ClientId,
+    InconsistentViewError,
+    LocalProtocolError,
+    MalformedMessageError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from ..primitives import key_shares, keys, ring_mask
+from ..roster import Roster
+from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
+from ..wire import Message, decode, decode_signed, encode
+from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
+from .wire import (
+    Committee,
+    Contribution,
+    MemberBundle,
+    MemberKeys,
+    PartialSum,
+    SealedContribution,
+    UnmaskRequest,
+    decode_contribution,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Received:
+    """What is kept of a contribution."""
+
+    contribution: Contribution
+    signature: bytes
+    sealed: tuple[bytes, ...]
+
+
+class OneShotServer(keys.Unprintable):
+    """The server's part in one round; keeps the `ServerSession` contract, with members in the first and last phase.
+
+    Args:
+        config: the round.
+        roster: the pinned identities of all clients and members.
+    """
+
+    def __init__(self, config: OneShotConfig, *, roster: Roster) -> None:
+        self._rules = Rules(config, roster)
+        self._phase = Phase.ADVERTISE_KEYS
+        self._expected: frozenset[ClientId] = frozenset(config.committee)
+        self._answered: set[ClientId] = set()
+        self._offered: dict[ClientId, MemberBundle] = {}
+        self._received: dict[ClientId, _Received] = {}
+        self._answers: dict[ClientId, key_shares.Share] = {}
+        self._words = np.zeros(0, dtype=WORD)
+
+    @property
+    def phase(self) -> Phase:
+        """Where the session stands."""
+        return self._phase
+
+    @property
+    def waiting_for(self) -> frozenset[ClientId]:
+        """Parties whose message of this phase is still missing."""
+        return self._expected - self._answered
+
+    def receive(self, sender: ClientId, data: bytes) -> list[Event]:
+        """Takes one message; see `ServerSession.receive`."""
+        handlers: dict[Phase, Callable[[ClientId, bytes], None]] = {
+            Phase.ADVERTISE_KEYS: self._take_keys,
+            Phase.MASKED_INPUT: self._take_contribution,
+            Phase.UNMASK: self._take_answer,
+        }
+        handler = handlers.get(self._phase)
+        if handler is None:
+            raise LocalProtocolError("the round is over", phase=self._phase.value)
+        try:
+            if sender not in self.waiting_for:
+                raise RemoteProtocolError(f"nothing is expected from {sender} in phase {self._phase.value}")
+            handler(sender, data)
+        except RemoteProtocolError as error:
+            return [PeerRejected(client=sender, reason=str(error))]
+        self._answered.add(sender)
+        return []
+
+    def close_phase(self) -> list[Event]:
+        """Goes on with those who answered; see `ServerSession.close_phase`."""
+        steps: dict[Phase, Callable[[], list[Event]]] = {
+            Phase.ADVERTISE_KEYS: self._close_keys,
+            Phase.MASKED_INPUT: self._close_contributions,
+            Phase.UNMASK: self._close_answers,
+        }
+        with self._guard():
+            if self._phase not in steps:
+                raise LocalProtocolError("the round is over", phase=self._phase.value)
+            events = steps[self._phase]()
+            self._phase = SERVER_TRANSITIONS[self._phase, "close_phase"]
+            self._answered = set()
+            if self._phase is Phase.FINISHED:
+                self._erase()
+            return events
+
+    # One pair of steps for each phase: take a message, close the phase.
+
+    def _take_keys(self, sender: ClientId, data: bytes) -> None:
+        message = decode(data, MemberKeys, limit=self._rules.limit)
+        self._check_origin(message, sender)
+        bundle = message.bundle
+        if bundle.member != sender:
+            raise MalformedMessageError(f"member {sender} advertises a key of member {bundle.member}")
+        self._rules.roster.check_signature(
+            sender, signature_kind(MemberBundle), member_bundle_digest(bundle, self._rules.roster), bundle.signature
+        )
+        if any(bundle.key == other.key for other in self._offered.values()):
+            raise RemoteProtocolError(f"member {sender} advertises another member's key")
+        _check_public_key(bundle.key)
+        self._offered[sender] = bundle
+
+    def _close_keys(self) -> list[Event]:
+        rules = self._rules
+        bundles = tuple(self._offered[member] for member in sorted(self._offered))
+        rules.check_members("advertised keys", bundles, self._phase)
+        frame = encode(Committee(context=rules.context, sender=0, bundles=bundles))
+        self._first_context = rules.context
+        rules.bind(bundles)
+        self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
+        self._expected = frozenset(rules.roster)
+        return [SendMessage(to=client, data=frame) for client in rules.roster]
+
+    def _take_contribution(self, sender: ClientId, data: bytes) -> None:
+        rules = self._rules
+        if len(self._received) == rules.config.cohort:
+            raise RemoteProtocolError(f"the cohort of {rules.config.cohort} is full")
+        frame = decode_contribution(
+            data, limit=rules.limit, sealed_bytes=rules.sealed_bytes, vector_bytes=self._words.nbytes
+        )
+        self._check_origin(frame.message, sender)
+        rules.roster.check_signature(sender, signature_kind(Contribution), frame.digest, frame.signature)
+        _check_public_key(frame.message.ephemeral_key)
+        for other in self._received.values():
+            earlier = other.contribution
+            if frame.message.ephemeral_key == earlier.ephemeral_key or frame.message.vector == earlier.vector:
+                raise RemoteProtocolError(f"the contribution of {sender} is a copy of that of {earlier.sender}")
+        np.add(self._words, np.frombuffer(frame.vector, dtype=WORD), out=self._words)
+        self._received[sender] = _Received(
+            contribution=frame.message, signature=frame.signature, sealed=frame.sealed
+        )
+
+    def _close_contributions(self) -> list[Event]:
+        rules = self._rules
+        rules.check_floor(self._received, self._phase)
+        bundles = tuple(rules.bundles.values())
+        events: list[Event] = []
+        for position, member in enumerate(rules.bundles):
+            contributions = tuple(
+                SealedContribution(
+                    contribution=one.contribution, signature=one.signature, share=one.sealed[position]
+                )
+                for _, one in sorted(self._received.items())
+            )
+            request = UnmaskRequest(
+                context=self._first_context, sender=0, bundles=bundles, contributions=contributions
+            )
+            events.append(SendMessage(to=member, data=encode(request)))
+        self._expected = frozenset(rules.bundles)
+        return events
+
+    def _take_answer(self, sender: ClientId, data: bytes) -> None:
+        frame = decode_signed(data, PartialSum, limit=self._rules.request_limit)
+        self._check_origin(frame.message, sender)
+        self._rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
+        if frame.message.view != self._rules.view(self._received):
+            raise InconsistentViewError(f"member {sender} answered for other survivors")
+        try:
+            self._answers[sender] = key_shares.decode(frame.message.share)
+        except ValueError as error:
+            raise MalformedMessageError(str(error)) from None
+
+    def _close_answers(self) -> list[Event]:
+        rules = self._rules
+        rules.check_members("answered", self._answers, self._phase)
+        committee = rules.config.committee
+        slots = [slot for slot, member in enumerate(committee) if member in self._answers]
+        shares = [self._answers[committee[slot]] for slot in slots]
+        try:
+            key, wrong = key_shares.reconstruct(slots, shares, threshold=rules.config.threshold)
+        except ValueError as error:
+            raise RemoteProtocolError(f"the answers of the members do not fit together: {error}") from None
+        events: list[Event] = [
+            PeerRejected(client=committee[slot], reason="its answer, or a share sealed to it, is wrong")
+            for slot in sorted(wrong)
+        ]
+        vector = self._remove_masks(key)
+        view = rules.view(self._received)
+        transcript = sha256(b"secagg/v1/one_shot/transcript" + view + sha256(vector.data).digest()).digest()
+        return [*events, AggregateReady(vector=vector, survivors=frozenset(self._received), transcript=transcript)]
