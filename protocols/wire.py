@@ -99,7 +99,9 @@ class SealedShares(Message, frozen=True, kw_only=True, tag=4):
 
 
 class MaskedInput(Message, frozen=True, kw_only=True, tag=5):
-    """Client: my masked vector (the tail)."""
+    """Client: the digest of the cohort that I masked with, and my masked vector (the tail)."""
+
+    cohort: Digest
 
 
 class SurvivorList(Message, frozen=True, kw_only=True, tag=6):

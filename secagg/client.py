@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from dp import PrivacyLedger, Reservation, UInt32Vector, secure_random
 from protocols import (
@@ -26,7 +26,6 @@ from protocols import (
     PairwiseClient,
     PersistBeforeSend,
     Phase,
-    ProtocolError,
     Roster,
     SurvivorsAgreed,
 )
@@ -102,7 +101,6 @@ class Client:
             PolicyRefusal: the client's policy forbids the round.
             MalformedMessageError: the bytes are not an invitation.
         """
-        self.abandon()
         message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
         if message.model != self.config.layout.model_digest(model):
             raise InconsistentViewError("the server opens the round on another model than this client has")
@@ -120,9 +118,10 @@ class Client:
             history=self._history.history,
             rand=self._rand,
         )
+        self.abandon()
         if self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
-            self._reservation = self.ledger.reserve(worst, request_id=message.round_id.hex())
+            self._reservation = self.ledger.reserve(worst, request_id=request_id(message.round_id))
         self._session = session
         return self._run(session.start)
 
@@ -193,11 +192,15 @@ class Client:
 
     @contextmanager
     def _settling(self) -> Iterator[None]:
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self.abandon)
             yield
-        except ProtocolError:
-            self.abandon()
-            raise
+            on_failure.pop_all()
+
+
+def request_id(round_id: bytes) -> str:
+    """A ledger's name for one attempt at a round; the server chooses round ids, so an id alone must not share a charge."""
+    return f"{round_id.hex()}/{os.urandom(8).hex()}"
 
 
 def agreed_ledger(ledger: PrivacyLedger | None, config: AggregationConfig) -> PrivacyLedger | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,6 @@ from protocols import (
     LocalProtocolError,
     PairwiseServer,
     Phase,
-    ProtocolError,
     Roster,
     SendMessage,
 )
@@ -37,7 +37,7 @@ from protocols.pairwise import round_context
 from protocols.session import DIGEST_BYTES
 from protocols.wire import SERVER, Invitation, encode
 
-from .client import agreed_ledger
+from .client import agreed_ledger, request_id
 from .config import AggregationConfig
 from .layout import Arrays
 from .pipeline import finish
@@ -144,7 +144,7 @@ class Server:
         round_config = self.config.round_config(round_id=round_id, model=self.config.layout.model_digest(model))
         if self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
-            self._reservation = self.ledger.reserve(worst, request_id=round_id.hex())
+            self._reservation = self.ledger.reserve(worst, request_id=request_id(round_id))
         self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
         context = round_context(round_config, self._roster)
         invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
@@ -162,11 +162,10 @@ class Server:
             RemoteProtocolError: a share does not fit; names the client. The round is over.
         """
         session = self._live()
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self.abandon)
             events = session.close_phase()
-        except ProtocolError:
-            self.abandon()
-            raise
+            on_failure.pop_all()
         self._unmasking |= session.phase is Phase.UNMASK
         return [self._result(event) if isinstance(event, AggregateReady) else event for event in events]
 

@@ -153,17 +153,21 @@ class Simulation:
                         if accepted and server.phase is Phase.MASKED_INPUT:
                             np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
 
-        for message in server.begin(model):
-            if message.to is not None:
-                deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
-        while True:
-            for event in server.close_phase():
-                match event:
-                    case SendMessage(to=to, data=data) if to is not None:
-                        deliver(to, partial(self._clients[to].receive, data))
-                    case AggregationResult():
-                        self._check_sum(plain_sum, event)
-                        return event
+        try:
+            for message in server.begin(model):
+                if message.to is not None:
+                    deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
+            while True:
+                for event in server.close_phase():
+                    match event:
+                        case SendMessage(to=to, data=data) if to is not None:
+                            deliver(to, partial(self._clients[to].receive, data))
+                        case AggregationResult():
+                            self._check_sum(plain_sum, event)
+                            return event
+        finally:
+            for party in self._clients.values():
+                party.abandon()  # whoever is not done has left the round: charged if its vector had left, free if not
 
     def close(self) -> None:
         """Closes all ledgers."""

@@ -101,7 +101,9 @@ class TestImports:
     @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
     def test_siblings_know_each_other_through_the_door_only(self, path: Path) -> None:
         package = path.relative_to(ROOT).parts[0]
-        foreign = {"secagg": (), "dp": ("secagg", "protocols", "dp"), "protocols": ("secagg", "dp", "protocols")}[package]
+        foreign = {"secagg": (), "dp": ("secagg", "protocols", "dp"), "protocols": ("secagg", "dp", "protocols")}[
+            package
+        ]
         for name in (*imports(ast.parse(path.read_text())),):
             # Inside a leaf only relative imports: it can be moved or vendored as it is.
             assert not any(within(name, other) for other in foreign), name

@@ -16,7 +16,17 @@ import pytest
 
 import secagg
 from dp import DistributedSkellam, secure_random
-from secagg import Client, ContributionNeeded, Identity, MemoryHistory, Phase, ProtocolError, Roster, SendMessage, Server
+from secagg import (
+    Client,
+    ContributionNeeded,
+    Identity,
+    MemoryHistory,
+    Phase,
+    ProtocolError,
+    Roster,
+    SendMessage,
+    Server,
+)
 from tests.secagg.parties import memory_ledger, private_config, updates_for
 
 SECTION = re.compile(r"^ *(Args|Attributes|Returns|Yields|Raises|Example):$", re.MULTILINE)
@@ -181,6 +191,8 @@ class TestSecrets:
         config = private_config()
         identities = {client: Identity.generate() for client in range(1, 6)}
         roster = Roster({client: key.public for client, key in identities.items()})  # type: ignore[misc]
-        client = Client(config, 1, identity=identities[1], roster=roster, history=MemoryHistory(), ledger=memory_ledger(config))
+        client = Client(
+            config, 1, identity=identities[1], roster=roster, history=MemoryHistory(), ledger=memory_ledger(config)
+        )
         with pytest.raises(TypeError):
             pickle.dumps(client)

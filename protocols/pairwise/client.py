@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -66,6 +66,10 @@ class _Secrets(keys.Unprintable):
         self.channels: dict[ClientId, bytes] = {}  # peer -> shared secret of the channel keys
         self.pair_seeds: dict[ClientId, bytes] = {}  # peer -> key of their common mask
         self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
+
+    def wipe(self) -> None:
+        """Empties the object, for whoever still refers to it: an error's traceback, say."""
+        self.__dict__.clear()
 
 
 class PairwiseClient(keys.Unprintable):
@@ -191,7 +195,8 @@ class PairwiseClient(keys.Unprintable):
             # An array of its own, not a view into the frame: words that cross cache lines take a seventh longer.
             words = packing.pack(vector, config.modulus_bits)
             prg.apply_masks(words, add=add, subtract=subtract)
-            head = encode(MaskedInput(context=self._rules.context, sender=self._me))
+            cohort = self._rules.cohort_digest(self._cohort)
+            head = encode(MaskedInput(context=self._rules.context, sender=self._me, cohort=cohort))
             digest = sha256(head)
             digest.update(words.data)
             frame = b"".join((head, words.data, self._sign("MaskedInput", digest.digest())))
@@ -216,6 +221,9 @@ class PairwiseClient(keys.Unprintable):
         if len(clients) > rules.config.cohort:
             raise InconsistentViewError(f"{len(clients)} clients in a cohort of {rules.config.cohort}")
         rules.check_floor("advertised keys", clients, self._phase)
+        strangers = [client for client in clients if client not in rules.roster]
+        if strangers:
+            raise InconsistentViewError(f"clients {strangers} are not on the roster")
         own = next((bundle for bundle in message.bundles if bundle.client == self._me), None)
         if own != self._own_bundle:
             raise InconsistentViewError("the server does not show this client's own keys as it advertised them")
@@ -230,34 +238,32 @@ class PairwiseClient(keys.Unprintable):
         serials = {peer: rules.bundles[peer].serial for peer in peers}
         self._policy.check_bundles(serials, self._history)
 
-        holders = rules.graph.holders(self._me)
+        for peer in peers:
+            try:
+                secrets.channels[peer] = secrets.channel_key.agree(rules.bundles[peer].channel_key)
+                secrets.pair_seeds[peer] = rules.pair_mask_seed(secrets.mask_key, self._me, peer)
+            except ValueError as error:
+                raise MalformedMessageError(f"a public key of client {peer}: {error}", client_id=peer) from None
+        answer = self._sealed_shares(secrets)
+        return self._persist(BundlesSeen(serials=serials), lambda: [answer])
+
+    def _sealed_shares(self, secrets: _Secrets) -> SendMessage:
+        """Both secrets, shared among the holders and sealed to each; this client keeps its own share."""
+        rules, holders = self._rules, self._rules.graph.holders(self._me)
         shares = shamir.share(
             (secrets.mask_key.private, secrets.self_seed),
             threshold=rules.config.threshold,
             holders=len(holders),
             rand=self._rand,
         )
-        sealed = []
-        for slot, holder in enumerate(holders):
-            plain = shares[slot].tobytes()
-            if holder == self._me:
-                secrets.held[self._me] = plain
-                continue
-            try:
-                secrets.channels[holder] = secrets.channel_key.agree(rules.bundles[holder].channel_key)
-                secrets.pair_seeds[holder] = rules.pair_mask_seed(secrets.mask_key, self._me, holder)
-            except ValueError as error:
-                raise MalformedMessageError(f"a public key of client {holder}: {error}", client_id=holder) from None
-            sealed.append(keys.seal(self._channel(self._me, holder), plain, associated=rules.context))
-        answer = self._frame(
-            ShareKeys(
-                context=rules.context,
-                sender=self._me,
-                seed_commitment=rules.seed_commitment(self._me, secrets.self_seed),
-                sealed=tuple(sealed),
-            )
+        plain = {holder: shares[slot].tobytes() for slot, holder in enumerate(holders)}
+        secrets.held[self._me] = plain.pop(self._me)
+        sealed = tuple(
+            keys.seal(self._channel(self._me, holder), share, associated=rules.context)
+            for holder, share in plain.items()
         )
-        return self._persist(BundlesSeen(serials=serials), lambda: [answer])
+        commitment = rules.seed_commitment(self._me, secrets.self_seed)
+        return self._frame(ShareKeys(context=rules.context, sender=self._me, seed_commitment=commitment, sealed=sealed))
 
     def _open_shares(self, message: SealedShares) -> list[Event]:
         rules, secrets = self._rules, self._live()
@@ -273,17 +279,21 @@ class PairwiseClient(keys.Unprintable):
                 f"{len(message.sealed)} sealed shares for {len(peers)} neighbours in the cohort"
             )
         for peer, sealed in zip(peers, message.sealed, strict=True):
-            try:
-                plain = keys.unseal(self._channel(peer, self._me), sealed, associated=rules.context)
-                shamir.decode_shares(plain, 2)
-            except ValueError as error:
-                raise RemoteProtocolError(
-                    f"the share from client {peer} to client {self._me}: {error}", client_id=peer
-                ) from None
-            secrets.held[peer] = plain
+            secrets.held[peer] = self._unsealed(peer, sealed)
         secrets.pair_seeds = {peer: secrets.pair_seeds[peer] for peer in peers}
         self._cohort = cohort
         return [ContributionNeeded(cohort=frozenset(cohort))]
+
+    def _unsealed(self, peer: ClientId, sealed: bytes) -> bytes:
+        """What a peer sealed to this client: one share of each of its two secrets."""
+        try:
+            plain = keys.unseal(self._channel(peer, self._me), sealed, associated=self._rules.context)
+            shamir.decode_shares(plain, 2)
+        except ValueError as error:
+            raise RemoteProtocolError(
+                f"the share from client {peer} to client {self._me}: {error}", client_id=peer
+            ) from None
+        return plain
 
     def _check_survivors(self, message: SurvivorList) -> list[Event]:
         rules = self._rules
@@ -362,19 +372,27 @@ class PairwiseClient(keys.Unprintable):
         return self._secrets
 
     def _erase(self) -> None:
+        if self._secrets is not None:
+            self._secrets.wipe()
         self._secrets = None
         self._after_persist = None
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Any protocol failure ends the round for this client and erases its secrets."""
-        try:
-            yield
-        except ProtocolError as error:
-            error.phase = error.phase or self._phase.value
-            self._erase()
+        """Any failure ends the round for this client and erases its secrets."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._abort)
+            try:
+                yield
+            except ProtocolError as error:
+                error.phase = error.phase or self._phase.value
+                raise
+            on_failure.pop_all()
+
+    def _abort(self) -> None:
+        self._erase()
+        if self._phase is not Phase.FINISHED:
             self._phase = Phase.ABORTED
-            raise
 
     @contextmanager
     def _step(self, trigger: str) -> Iterator[None]:

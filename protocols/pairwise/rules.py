@@ -45,6 +45,10 @@ class Rules:
         lists = msgspec.msgpack.encode((sorted(cohort), sorted(survivors)))
         return sha256(b"secagg/v1/pairwise/view" + self.context + lists).digest()
 
+    def cohort_digest(self, cohort: Iterable[ClientId]) -> bytes:
+        """The digest of the clients that a vector is masked with: masks of different cohorts do not cancel."""
+        return sha256(b"secagg/v1/pairwise/cohort" + self.context + msgspec.msgpack.encode(sorted(cohort))).digest()
+
     def seed_commitment(self, client: ClientId, self_seed: bytes) -> bytes:
         """Hides the uniform 256-bit seed and binds its owner to it."""
         return keys.derive(self_seed, context=self.context, usage=b"pairwise/self-seed-commitment", ids=(client,))

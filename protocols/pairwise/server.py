@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import Protocol
 
@@ -191,8 +191,10 @@ class PairwiseServer(keys.Unprintable):
         return events
 
     def _take_masked(self, sender: ClientId, data: bytes) -> None:
-        frame = self._open_frame(sender, data, MaskedInput, tail_bytes=self._words.nbytes)
-        np.add(self._words, np.frombuffer(frame, dtype=self._words.dtype), out=self._words)
+        message, tail = self._verified(sender, data, MaskedInput, self._words.nbytes)
+        if message.cohort != self._rules.cohort_digest(self._cohort):
+            raise InconsistentViewError(f"client {sender} masked with another cohort")
+        np.add(self._words, np.frombuffer(tail, dtype=self._words.dtype), out=self._words)
 
     def _close_masked(self) -> list[Event]:
         self._survivors = tuple(sorted(self._answered))
@@ -277,12 +279,11 @@ class PairwiseServer(keys.Unprintable):
             shares = [self._shares[holder][rows[holder][client]] for _, holder in answers]
             groups[tuple(slot for slot, _ in answers)].append((client, shares))
         for slots, members in groups.items():
-            shares_of_group = np.stack([shares for _, shares in members], axis=1)
-            try:
-                secrets = shamir.reconstruct(slots, shares_of_group)
-            except ValueError as error:
-                raise RemoteProtocolError(f"clients {[client for client, _ in members]}: {error}") from None
-            yield from zip((client for client, _ in members), secrets, strict=True)
+            secrets = shamir.reconstruct(slots, np.stack([shares for _, shares in members], axis=1))
+            for (client, _), secret in zip(members, secrets, strict=True):
+                if secret is None:
+                    raise RemoteProtocolError(f"a share of a secret of client {client} is wrong", client_id=client)
+                yield client, secret
 
     def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:
         step = SEGMENT_BYTES // self._words.itemsize
@@ -310,10 +311,6 @@ class PairwiseServer(keys.Unprintable):
         if message.sender != sender:
             raise MalformedMessageError(f"a message of client {message.sender} came from client {sender}")
 
-    def _open_frame(self, sender: ClientId, data: bytes, kind: type[MessageT], *, tail_bytes: int = 0) -> memoryview:
-        """Checks a signed frame and returns its tail."""
-        return self._verified(sender, data, kind, tail_bytes)[1]
-
     def _open(self, sender: ClientId, data: bytes, kind: type[MessageT]) -> MessageT:
         """Checks a signed frame without a tail and returns its message."""
         return self._verified(sender, data, kind, 0)[0]
@@ -330,14 +327,21 @@ class PairwiseServer(keys.Unprintable):
         self._sealed.clear()
         self._shares.clear()
         self._words = np.zeros(0, dtype=np.uint32)
+        self._expected = frozenset()
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """A failed phase ends the round."""
-        try:
-            yield
-        except ProtocolError as error:
-            error.phase = error.phase or self._phase.value
+        """A failed phase ends the round, whatever failed: half-removed masks must never be taken for a sum."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._abort)
+            try:
+                yield
+            except ProtocolError as error:
+                error.phase = error.phase or self._phase.value
+                raise
+            on_failure.pop_all()
+
+    def _abort(self) -> None:
+        if self._phase is not Phase.FINISHED:
             self._erase()
             self._phase = Phase.ABORTED
-            raise

@@ -61,7 +61,7 @@ def share(secrets: Sequence[bytes], *, threshold: int, holders: int, rand: Calla
     return values.astype(_ELEMENT).reshape(holders, len(secrets), DIGITS)
 
 
-def reconstruct(slots: Sequence[int], shares: Shares) -> list[bytes]:
+def reconstruct(slots: Sequence[int], shares: Shares) -> list[bytes | None]:
     """Interpolates the secrets from the shares of t holders.
 
     Args:
@@ -69,11 +69,10 @@ def reconstruct(slots: Sequence[int], shares: Shares) -> list[bytes]:
         shares: uint16[t, m, 18].
 
     Returns:
-        The m secrets.
+        The m secrets; None where the shares do not interpolate to 32 bytes, since one of them is wrong.
 
     Raises:
-        ValueError: slots repeat or are out of range, or the shares do not interpolate to 32-byte secrets (some share is
-            wrong).
+        ValueError: slots repeat or are out of range.
     """
     if len(set(slots)) != len(slots) or len(slots) != len(shares):
         raise ValueError(f"need one distinct slot for each share, got {len(slots)} slots for {len(shares)} shares")
@@ -106,14 +105,13 @@ def _to_digits(secrets: Sequence[bytes]) -> NDArray[np.int64]:
     return bits.reshape(len(secrets), DIGITS, DIGIT_BITS) @ _PLACE_VALUES
 
 
-def _from_digits(digits: NDArray[np.int64]) -> list[bytes]:
-    """The inverse of `_to_digits`; refuses digits that no 32-byte secret has."""
+def _from_digits(digits: NDArray[np.int64]) -> list[bytes | None]:
+    """The inverse of `_to_digits`; None for digits that no 32-byte secret has."""
     bits = (digits[:, :, None] >> np.arange(DIGIT_BITS)) & 1
     flat = bits.reshape(len(digits), -1)
-    if (digits >> DIGIT_BITS).any() or flat[:, 8 * SECRET_BYTES :].any():
-        raise ValueError("the shares do not interpolate to 32-byte secrets: at least one share is wrong")
+    wrong = np.any(digits >> DIGIT_BITS, axis=1) | np.any(flat[:, 8 * SECRET_BYTES :], axis=1)
     packed = np.packbits(flat[:, : 8 * SECRET_BYTES].astype(np.uint8), axis=1, bitorder="little")
-    return [row.tobytes() for row in packed]
+    return [None if bad else row.tobytes() for row, bad in zip(packed, wrong.tolist(), strict=True)]
 
 
 def _uniform(count: int, rand: Callable[[int], bytes]) -> Field:

@@ -98,6 +98,20 @@ class CuttingServer:
         return packing.unpack(total, game.config.length, 32)
 
 
+def test_the_ring_follows_from_the_keys() -> None:
+    """Nobody chooses it: with other fresh bytes the same clients form another ring; all sides see the same one."""
+    config = round_config(20, degree=4)
+    first = Round(config, random_vectors(20, 5))
+    rings = []
+    for game in (first, Round(config, random_vectors(20, 5), identities=first.identities)):
+        game.advance(Phase.SHARE_KEYS)
+        graph = game.server._rules.graph
+        rings.append(graph._ring)
+        for session in game.clients.values():
+            assert all(session._rules.graph.holders(client) == graph.holders(client) for client in game.clients)
+    assert rings[0] != rings[1]
+
+
 @pytest.mark.parametrize(("n", "degree", "colluders"), [(12, 4, 0), (20, 6, 0), (20, 6, 1), (34, 10, 1), (34, 10, 2)])
 @pytest.mark.parametrize("arc", [3, 4, 5])
 def test_an_arc_cannot_be_unmasked_alone(n: int, degree: int, colluders: int, arc: int) -> None:

@@ -23,7 +23,9 @@ from protocols.wire import (
     Unmask,
 )
 
-KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__subclasses__()}
+KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in Message.__subclasses__() if kind.__module__ == Message.__module__
+}
 SIGNED = (ShareKeys, MaskedInput, ConsistencyCheck, Unmask)
 
 digests = st.binary(min_size=32, max_size=32)

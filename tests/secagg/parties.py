@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,20 +34,28 @@ SERVER_PHASES = (
 )
 
 
-def plain_config(clients: int = 4, *, max_dropouts: int = 1, max_colluders: int = 0, **other: object) -> AggregationConfig:
+def plain_config(clients: int = 4, *, max_dropouts: int = 1, max_colluders: int = 0, **other: Any) -> AggregationConfig:
     """No privacy: the mean can be compared with the plain one."""
     return AggregationConfig.cross_silo(
-        like=LIKE, clients=clients, max_dropouts=max_dropouts, max_colluders=max_colluders,
-        privacy=NoPrivacy(clip_norm=100.0), **other,
-    )  # type: ignore[arg-type]  # fmt: skip
+        like=LIKE,
+        clients=clients,
+        max_dropouts=max_dropouts,
+        max_colluders=max_colluders,
+        privacy=NoPrivacy(clip_norm=100.0),
+        **other,
+    )
 
 
-def private_config(clients: int = 5, *, rounds: int = 2, epsilon: float = 4.0, **other: object) -> AggregationConfig:
+def private_config(clients: int = 5, *, rounds: int = 2, epsilon: float = 4.0, **other: Any) -> AggregationConfig:
     """A budget for `rounds` worst cases."""
     return AggregationConfig.cross_silo(
-        like=LIKE, clients=clients, max_dropouts=1, max_colluders=1,
-        privacy=ClientLevel(clip_norm=1.0, epsilon=epsilon, delta=1e-6, rounds=rounds), **other,
-    )  # type: ignore[arg-type]  # fmt: skip
+        like=LIKE,
+        clients=clients,
+        max_dropouts=1,
+        max_colluders=1,
+        privacy=ClientLevel(clip_norm=1.0, epsilon=epsilon, delta=1e-6, rounds=rounds),
+        **other,
+    )
 
 
 def memory_ledger(config: AggregationConfig) -> PrivacyLedger | None:
@@ -83,9 +92,7 @@ class Parties:
         self.ledgers = {client: ledgers(client) if ledgers else memory_ledger(config) for client in ids}
         self.histories = {client: histories(client) for client in ids}
         self.server_ledger = memory_ledger(server_config or config)
-        self.server = Server(
-            server_config or config, roster=self.roster, **{"ledger": self.server_ledger, **server}
-        )  # type: ignore[arg-type]
+        self.server = Server(server_config or config, roster=self.roster, **{"ledger": self.server_ledger, **server})  # type: ignore[arg-type]
         self.clients = {client: self.client(client) for client in ids}
         self.reset({})
 
@@ -127,7 +134,7 @@ class Parties:
             self.call(message.to, partial(self.clients[message.to].begin, message.data, model=model))  # type: ignore[arg-type]
 
     def call(self, client: int, action: Callable[[], list[Event]]) -> None:
-        """Runs a client's call and what follows from it; a protocol error is kept, and the client is silent after it."""
+        """Runs a client's call and what follows from it; a protocol error is kept, and silences the client."""
         if client in self.errors or self.silent.get(client) is self.server.phase:
             return
         try:
@@ -175,4 +182,4 @@ def updates_for(config: AggregationConfig, *, seed: int = 0) -> dict[int, dict[s
     return {
         client: config.layout.unflatten(rng.uniform(-scale, scale, size=length))
         for client in range(1, config.clients + 1)
-    }  # type: ignore[return-value]
+    }

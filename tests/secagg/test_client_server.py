@@ -167,7 +167,12 @@ class TestBudget:
         config = private_config(rounds=4)
         parties = Parties(config)
         other = Client(
-            config, 1, identity=parties.identities[1], roster=parties.roster, history=MemoryHistory(), ledger=parties.ledger(1)
+            config,
+            1,
+            identity=parties.identities[1],
+            roster=parties.roster,
+            history=MemoryHistory(),
+            ledger=parties.ledger(1),
         )
         invitation = parties.server.begin()[0].data
         parties.clients[1].begin(invitation)
@@ -208,7 +213,9 @@ class TestClientLedger:
     def test_a_lying_server_costs_nothing_before_the_vector_left(self, phase: Phase) -> None:
         config = private_config()
         parties = Parties(config)
-        parties.open(updates_for(config), silent={2: Phase.SHARE_KEYS if phase is Phase.ADVERTISE_KEYS else Phase.MASKED_INPUT})
+        parties.open(
+            updates_for(config), silent={2: Phase.SHARE_KEYS if phase is Phase.ADVERTISE_KEYS else Phase.MASKED_INPUT}
+        )
         parties.advance(Phase.SHARE_KEYS if phase is Phase.ADVERTISE_KEYS else Phase.MASKED_INPUT)
         assert parties.clients[2].phase is phase
         with pytest.raises(ProtocolError):
@@ -265,7 +272,9 @@ class TestClientLedger:
         parties = Parties(
             config,
             histories=lambda client: ClientHistory.enrol(tmp_path / "history") if client == 2 else MemoryHistory(),
-            ledgers=lambda client: PrivacyLedger.create(tmp_path / "ledger" if client == 2 else ":memory:", budget=budget),
+            ledgers=lambda client: PrivacyLedger.create(
+                tmp_path / "ledger" if client == 2 else ":memory:", budget=budget
+            ),
         )
         parties.run(updates_for(config))
         parties.histories[2].close()  # type: ignore[attr-defined]
@@ -278,10 +287,14 @@ class TestClientLedger:
                 path.write_bytes(path.read_bytes()[:100] + bytes(range(256)) * 40)
             case "truncated":
                 path.write_bytes(path.read_bytes()[:6000])
-        with pytest.raises(LedgerError if kind == "ledger" else PolicyRefusal):
+
+        def restart() -> Client:
             parties.histories[2] = ClientHistory(tmp_path / "history")
             parties.ledgers[2] = PrivacyLedger.open(tmp_path / "ledger")
-            parties.client(2)
+            return parties.client(2)
+
+        with pytest.raises(LedgerError if kind == "ledger" else PolicyRefusal):
+            restart()
 
     def test_a_history_that_cannot_be_written_lets_nothing_out(self, tmp_path: Path) -> None:
         history = ClientHistory.enrol(tmp_path / "h")
@@ -593,7 +606,9 @@ class TestContribute:
         result = parties.run({client: {"w": np.zeros((client - 1, 4))} for client in range(1, 5)})
         assert sorted(result.survivors) == [1, 2, 3, 4]
         assert result.total.any()
-        assert {fate for client in range(1, 5) for fate in fates(parties.ledger(client))} == {("commit", cost(config, 4))}
+        assert {fate for client in range(1, 5) for fate in fates(parties.ledger(client))} == {
+            ("commit", cost(config, 4))
+        }
 
 
 class TestServer:
@@ -690,5 +705,7 @@ class TestDifferencing:
         parties.advance(Phase.MASKED_INPUT)
         assert parties.histories[1].history.signed == {}
         parties.step()
-        record = SurvivorsSigned(model=parties.config.layout.model_digest(None), survivors=frozenset(map(ClientId, range(1, 5))))
+        record = SurvivorsSigned(
+            model=parties.config.layout.model_digest(None), survivors=frozenset(map(ClientId, range(1, 5)))
+        )
         assert parties.histories[1].history.signed == {record.model: (record.survivors,)}

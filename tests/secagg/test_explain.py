@@ -48,11 +48,10 @@ class TestExplain:
         if subject.mechanism is None:
             assert values["epsilon"] == math.inf
             return
-        assert values["share_stddev"] ** 2 == pytest.approx(float(subject.mechanism.share_variance))
+        deviation = math.sqrt(subject.mechanism.share_variance)
+        assert values["share_stddev"] == pytest.approx(deviation)
         honest = subject.min_survivors - subject.max_colluders
-        assert values["noise_multiplier"] == pytest.approx(
-            values["share_stddev"] * math.sqrt(honest) / subject.encoder.int_bound
-        )
+        assert values["noise_multiplier"] == pytest.approx(deviation * math.sqrt(honest) / subject.encoder.int_bound)
         assert values["expected_relative_error"] == subject.relative_error
         ladder = subject.ladder()
         assert ladder is not None
@@ -63,7 +62,9 @@ class TestExplain:
     def test_nothing_derived_is_left_out(self, unit: str, clients: int) -> None:
         """Fields that no argument of a preset sets are derived, whoever adds them."""
         asked = set(inspect.signature(AggregationConfig.cross_silo).parameters)
-        derived = {field.name for field in dataclasses.fields(AggregationConfig)} - asked - {"layout", "mechanism", "_digest"}
+        derived = (
+            {field.name for field in dataclasses.fields(AggregationConfig)} - asked - {"layout", "mechanism", "_digest"}
+        )
         assert derived <= {line.name for line in config(unit, clients=clients).explain()}
 
     def test_the_bits_that_would_do_are_named(self, unit: str, clients: int) -> None:

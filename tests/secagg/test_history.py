@@ -27,7 +27,9 @@ DIGESTS = st.binary(min_size=32, max_size=32)
 RECORDS = st.one_of(
     st.builds(KeysAdvertised, round_id=DIGESTS, serial=SERIALS),
     st.builds(BundlesSeen, serials=st.dictionaries(IDS, SERIALS, max_size=5)),
-    st.builds(SurvivorsSigned, model=st.sampled_from((bytes(32), bytes([7]) * 32)), survivors=st.frozensets(IDS, max_size=5)),
+    st.builds(
+        SurvivorsSigned, model=st.sampled_from((bytes(32), bytes([7]) * 32)), survivors=st.frozensets(IDS, max_size=5)
+    ),
 )
 
 

@@ -14,7 +14,9 @@ from secagg import Layout, UnsafeUpdateError
 
 DTYPES = ("float16", "float32", "float64")
 SHAPES = st.lists(st.integers(1, 4), max_size=3).map(tuple)
-ENTRIES = st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(SHAPES, st.sampled_from(DTYPES)), min_size=1, max_size=4)
+ENTRIES = st.dictionaries(
+    st.text(min_size=1, max_size=8), st.tuples(SHAPES, st.sampled_from(DTYPES)), min_size=1, max_size=4
+)
 WEIGHTS = {"w": np.arange(6.0).reshape(2, 3), "b": np.arange(2, dtype=np.float32)}
 
 
@@ -57,7 +59,9 @@ class TestRoundTrip:
 
     @settings(max_examples=40)
     @given(entries=ENTRIES, records=st.integers(0, 4), seed=st.integers(0, 2**32 - 1))
-    def test_records_are_flattened_one_by_one(self, entries: dict[str, tuple], records: int, seed: int) -> None:
+    def test_records_are_flattened_one_by_one(
+        self, entries: dict[str, tuple[tuple[int, ...], str]], records: int, seed: int
+    ) -> None:
         rng = np.random.default_rng(seed)
         update = {name: rng.normal(size=(records, *shape)).astype(dtype) for name, (shape, dtype) in entries.items()}
         layout = Layout.of({name: np.zeros(shape, dtype) for name, (shape, dtype) in entries.items()})
@@ -70,7 +74,7 @@ class TestRoundTrip:
 
 class TestDigest:
     def test_changes_with_name_shape_dtype_and_order(self) -> None:
-        variants = [
+        variants: list[dict[str, np.ndarray]] = [
             {"w": np.zeros((2, 3)), "b": np.zeros(2)},
             {"v": np.zeros((2, 3)), "b": np.zeros(2)},
             {"w": np.zeros((3, 2)), "b": np.zeros(2)},
@@ -151,7 +155,7 @@ class TestRefusals:
 
     def test_records_that_disagree_in_number(self) -> None:
         layout = Layout.of(WEIGHTS)
-        update = {"w": np.zeros((4, 2, 3)), "b": np.zeros((5, 2), np.float32)}
+        update: dict[str, np.ndarray] = {"w": np.zeros((4, 2, 3)), "b": np.zeros((5, 2), np.float32)}
         with pytest.raises(UnsafeUpdateError, match=r"'b' must be float32\[4, 2\], got float32\[5, 2\]"):
             layout.flatten_records(update)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,16 +27,21 @@ def rand() -> RandomBytes:
 
 
 @cache
-def config(unit: str, *, length: int = 3, clients: int = 5, bits: int = 32, epsilon: float = 4.0) -> AggregationConfig:
-    privacy = {
-        "none": lambda: NoPrivacy(clip_norm=CLIP),
-        "client": lambda: ClientLevel(clip_norm=CLIP, epsilon=epsilon, delta=1e-6, rounds=1),
-        "record": lambda: RecordLevel(
-            clip_norm=CLIP, epsilon=epsilon, delta=1e-6, rounds=1, sampling_rate=0.5, records=200
-        ),
-    }[unit]()
+def config(
+    unit: str, *, length: int = 3, clients: int = 5, bits: int = 32, epsilon: float = 4.0, rate: float = 0.5
+) -> AggregationConfig:
+    units: dict[str, NoPrivacy | ClientLevel | RecordLevel] = {
+        "none": NoPrivacy(clip_norm=CLIP),
+        "client": ClientLevel(clip_norm=CLIP, epsilon=epsilon, delta=1e-6, rounds=1),
+        "record": RecordLevel(clip_norm=CLIP, epsilon=epsilon, delta=1e-6, rounds=1, sampling_rate=rate, records=200),
+    }
     return AggregationConfig.cross_silo(
-        like={"w": np.zeros(length)}, clients=clients, max_dropouts=0, max_colluders=0, privacy=privacy, modulus_bits=bits
+        like={"w": np.zeros(length)},
+        clients=clients,
+        max_dropouts=0,
+        max_colluders=0,
+        privacy=units[unit],
+        modulus_bits=bits,
     )
 
 
@@ -80,7 +87,7 @@ class TestNoPrivacy:
             assert 0.5 * CLIP < sign * mean["w"][0] <= CLIP * (1 + 1e-9)
 
     def test_dtypes_come_back(self) -> None:
-        like = {"a": np.ones((2, 2), np.float32), "b": np.ones((), np.float64)}
+        like: dict[str, np.ndarray] = {"a": np.ones((2, 2), np.float32), "b": np.ones((), np.float64)}
         subject = AggregationConfig.cross_silo(
             like=like, clients=2, max_dropouts=0, max_colluders=0, privacy=NoPrivacy(clip_norm=10.0)
         )
@@ -118,15 +125,30 @@ class TestNoise:
         assert abs(correlation) < 6 / math.sqrt(self.LENGTH)
 
     def test_records_are_clipped_one_by_one_and_added(self) -> None:
-        subject = config("record", length=1, epsilon=200.0)
+        subject = config("record", length=1, epsilon=200.0, rate=1.0)
         assert subject.mechanism is not None
         deviation = math.sqrt(subject.mechanism.share_variance)
         records = np.array([[CLIP / 4]] * 40 + [[1e6]] * 2 + [[-CLIP / 4]] * 8)
         total, mean = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=5)
         expected = (40 / 4 + 2 - 8 / 4) * subject.encoder.int_bound
         assert abs(total[0] - expected) < 8 * deviation + 8  # two clipped records lose up to 4 steps each
-        # The public divisor: rate x records, not the 50 that were in this batch.
-        assert mean["w"][0] == pytest.approx(total[0] * CLIP / subject.encoder.int_bound / 100)
+        # The public divisor: rate x records, not the 50 that are in this batch.
+        assert mean["w"][0] == pytest.approx(total[0] * CLIP / subject.encoder.int_bound / 200)
+
+    def test_records_are_drawn_in_secret_each_time_anew(self) -> None:
+        """The accounted amplification is that of independent coins: neither a fixed batch size nor a fixed batch."""
+        subject = config("record", length=1, epsilon=200.0)
+        assert subject.mechanism is not None
+        noise = math.sqrt(subject.mechanism.share_variance) / subject.encoder.int_bound
+        assert noise < 0.5  # of one record: batch sizes can be read off the sum
+        records = {"w": np.full((200, 1), 0.9 * CLIP)}
+        sizes = []
+        for _ in range(100):
+            total, _ = finish(prepare(records, subject, rand=rand()), subject, survivors=5)
+            sizes.append(total[0] / subject.encoder.int_bound / 0.9)
+        # Binomial(200, 1/2): variance 50; the mean of 100 has a standard deviation of 0.7, the variance of 14 %.
+        assert abs(np.mean(sizes) - 100) < 6 * 0.75
+        assert 0.2 * 50 < np.var(sizes) < 1.8 * (50 + (noise / 0.9) ** 2)
 
     def test_the_expected_error_is_the_observed_one(self) -> None:
         subject = config("client", length=self.LENGTH)
@@ -157,9 +179,6 @@ class TestUnsafeUpdates:
     @pytest.mark.parametrize(
         "spoil",
         [
-            lambda w: {"w": np.where(np.arange(w.size).reshape(w.shape) == 1, math.nan, w)},
-            lambda w: {"w": np.where(np.arange(w.size).reshape(w.shape) == 1, math.inf, w)},
-            lambda w: {"w": np.where(np.arange(w.size).reshape(w.shape) == 1, -math.inf, w)},
             lambda w: {"w": w[..., :2]},
             lambda w: {"w": w[..., None]},
             lambda w: {"w": w.astype(np.float32)},
@@ -170,11 +189,35 @@ class TestUnsafeUpdates:
             lambda w: w,
         ],
     )  # fmt: skip
-    def test_are_refused(self, unit: str, spoil: object) -> None:
+    def test_are_refused(self, unit: str, spoil: Callable[[np.ndarray], Any]) -> None:
         good = np.full(3 if unit != "record" else (4, 3), 0.125)
+        if (
+            unit == "record"
+            and isinstance(spoil(good), dict)
+            and not np.isfinite(next(iter(spoil(good).values()), 0)).all()
+        ):  # type: ignore[operator]
+            prepare(spoil(good), config(unit), rand=rand())
+            return  # one bad record counts as zero: a refusal would tell others about it
         prepare({"w": good}, config(unit), rand=rand())
         with pytest.raises(UnsafeUpdateError):
-            prepare(spoil(good), config(unit), rand=rand())  # type: ignore[operator]
+            prepare(spoil(good), config(unit), rand=rand())
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("unit", ["none", "client"])
+    def test_are_refused_if_not_finite(self, unit: str, value: float) -> None:
+        with pytest.raises(UnsafeUpdateError, match="nan or inf"):
+            prepare({"w": np.array([0.125, value, 0.125])}, config(unit), rand=rand())
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_record_that_is_not_finite_counts_as_zero(self, value: float) -> None:
+        """Refusing would tell whether that one record was drawn."""
+        subject = config("record", length=1, epsilon=200.0, rate=1.0)
+        assert subject.mechanism is not None
+        records = np.array([[CLIP / 2]] * 10 + [[value]])
+        total, _ = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=5)
+        noise = math.sqrt(subject.mechanism.share_variance)
+        assert 8 * noise < subject.encoder.int_bound
+        assert abs(total[0] - 10 / 2 * subject.encoder.int_bound) < 8 * noise
 
     @pytest.mark.parametrize("length", [1, 1000])
     def test_an_update_that_is_only_huge_is_clipped(self, length: int) -> None:

@@ -1,4 +1,4 @@
-"""simulate: the exact sum over the survivors or a typed abort, whoever falls silent when; ledgers that tell what happened."""
+"""simulate: the exact sum over the survivors or a typed abort, whoever falls silent when; ledgers that tell it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -40,16 +41,16 @@ ADVERTISE, SHARE, MASKED, CHECK, UNMASK = SERVER_PHASES
 @cache
 def config(unit: str, clients: int, dropouts: int, colluders: int, length: int, rounds: int = 1) -> AggregationConfig:
     kind, _, bits = unit.partition(" ")
-    privacy = {
-        "none": lambda: NoPrivacy(clip_norm=2.0),
-        "client": lambda: ClientLevel(clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds),
-        "record": lambda: RecordLevel(
+    units: dict[str, NoPrivacy | ClientLevel | RecordLevel] = {
+        "none": NoPrivacy(clip_norm=2.0),
+        "client": ClientLevel(clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds),
+        "record": RecordLevel(
             clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds, sampling_rate=0.5, records=5 * clients
         ),
-    }[kind]()
+    }
     return AggregationConfig.cross_silo(
         like={"w": np.zeros(length)}, clients=clients, max_dropouts=dropouts, max_colluders=colluders,
-        privacy=privacy, modulus_bits=int(bits or 32),
+        privacy=units[kind], modulus_bits=int(bits or 32),
     )  # fmt: skip
 
 
@@ -87,7 +88,9 @@ class Plan:
         shape = (self.config.layout.length,)
         records = isinstance(self.config.privacy, RecordLevel)
         return {
-            client: {"w": rng.normal(scale=rng.choice((0.1, 3.0)), size=(rng.integers(0, 4), *shape) if records else shape)}
+            client: {
+                "w": rng.normal(scale=rng.choice((0.1, 3.0)), size=(rng.integers(0, 4), *shape) if records else shape)
+            }
             for client in self.clients
         }
 
@@ -121,16 +124,13 @@ class TestEveryPatternOfSilence:
     def test_the_exact_sum_over_the_survivors_or_too_few(self, plan: Plan) -> None:
         updates = plan.updates()
         simulation = Simulation(plan.config, clients=updates)
-        try:
-            result = simulation.round(updates, drop=plan.silent)
-        except TooFewClientsError as error:
-            assert plan.reached() is not Phase.FINISHED
-            assert error.phase == plan.reached().value
+        if plan.reached() is not Phase.FINISHED:
+            with pytest.raises(TooFewClientsError) as caught:
+                simulation.round(updates, drop=plan.silent)
+            assert caught.value.phase == plan.reached().value
             assert simulation.exact_sums == 0
             return
-        finally:
-            simulation.close()
-        assert plan.reached() is Phase.FINISHED
+        result = simulation.round(updates, drop=plan.silent)
         assert result.survivors == plan.until(MASKED)
         assert simulation.exact_sums == 1  # the simulation itself compared with the plain integers
         if not isinstance(plan.config.privacy, NoPrivacy):
@@ -167,7 +167,7 @@ class TestEveryPatternOfSilence:
             assert not expected
 
     def expected(self, plan: Plan) -> dict[str, list[tuple[str, int]]]:
-        """Server: free if nobody was asked to unmask. Client: charged if its masked vector left; less if it saw proof."""
+        """Server: free if nobody was asked to unmask. Client: charged if its vector left; less if it saw proof."""
         free, worst = ("release", 0), ("commit", cost(plan.config, plan.config.min_survivors))
         ended = [*SERVER_PHASES, Phase.FINISHED].index(plan.reached())
         asked_to_unmask = ended >= SERVER_PHASES.index(UNMASK)
@@ -223,10 +223,25 @@ class TestManyRounds:
         assert len(simulation.round(updates).survivors) == 5
         assert simulation.exact_sums == 1
 
+    @pytest.mark.parametrize("update", [{"w": np.full(4, math.nan)}, None])
+    def test_a_mistake_of_the_caller_costs_nobody_anything(self, tmp_path: Path, update: object) -> None:
+        """Nothing left that client, and nobody was asked to unmask: ledgers on disk must not keep the reservation."""
+        subject = config("client", 5, 1, 1, 4, rounds=2)
+        updates: dict[int, object] = {client: {"w": np.zeros(4)} for client in range(1, 6)}
+        simulation = Simulation(subject, clients=updates, ledger_directory=tmp_path)
+        with pytest.raises(UnsafeUpdateError):
+            simulation.round({**updates, 1: update})  # type: ignore[dict-item]
+        simulation.close()
+        for path in tmp_path.glob("*.ledger"):
+            with PrivacyLedger.open(path) as ledger:
+                assert fates(ledger) == [("release", 0)], path.stem
+
 
 class TestArguments:
     subject = config("none 32", 4, 1, 0, 2)
-    updates = {client: {"w": np.full(2, client / 10)} for client in (3, 5, 8, 2**31 - 1)}  # ids are free
+    updates: Mapping[int, dict[str, np.ndarray]] = MappingProxyType(
+        {client: {"w": np.full(2, client / 10)} for client in (3, 5, 8, 2**31 - 1)}  # ids are free
+    )
 
     def test_updates_may_be_computed_when_asked(self) -> None:
         asked: list[int] = []

@@ -8,9 +8,18 @@ import math
 import numpy as np
 import pytest
 
-from secagg import AggregationConfig, ClientLevel, NoPrivacy, RecordLevel, UnaccountableError, simulate, statement, statement_dict
+from secagg import (
+    AggregationConfig,
+    ClientLevel,
+    NoPrivacy,
+    RecordLevel,
+    UnaccountableError,
+    simulate,
+    statement,
+    statement_dict,
+)
 
-UNITS = {
+UNITS: dict[str, NoPrivacy | ClientLevel | RecordLevel] = {
     "none": NoPrivacy(clip_norm=1.0),
     "client": ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=3),
     "record": RecordLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=3, sampling_rate=0.125, records=800),
@@ -21,7 +30,7 @@ def config(unit: str, *, clients: int = 8, max_dropouts: int = 2, max_colluders:
     return AggregationConfig.cross_silo(
         like={"w": np.zeros(10)}, clients=clients, max_dropouts=max_dropouts, max_colluders=max_colluders,
         privacy=UNITS[unit],
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", UNITS)
