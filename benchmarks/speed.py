@@ -146,7 +146,7 @@ def round_config(*, clients: int, dimension: int, degree: int | None, bits: int)
         round_id=os.urandom(32),
         cohort=clients,
         threshold=threshold,
-        min_survivors=max(threshold, clients // 2),
+        min_survivors=max(threshold, clients // 2, 0 if complete else (degree or 0) + 2),
         degree=clients - 1 if complete else degree or 0,
         corrupt_holders=corrupt,
         length=dimension,

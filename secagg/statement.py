@@ -54,6 +54,11 @@ def statement_dict(
         exposed.insert(
             0, "from either of the two clients, nothing of the other's update: each can subtract its own from the sum"
         )
+    if config.min_survivors - config.max_colluders < 2:
+        hidden = [f"{hidden[0]}, and who sent what stays hidden while fewer clients than assumed help it"]
+        exposed.insert(
+            0, "from the server with its colluders, the one other client's update: it is the sum minus their own"
+        )
     result: dict[str, Any] = {
         "unit": privacy.unit,
         "adjacency": privacy.adjacency,

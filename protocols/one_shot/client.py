@@ -96,6 +96,4 @@ class OneShotClient(Party):
                 raise MalformedMessageError(f"the key of member {member}: {error}", client_id=member) from None
         serials = {member: bundle.serial for member, bundle in rules.bundles.items()}
         self._policy.check_bundles(serials, self._history)
-        return self._persist(
-            BundlesSeen(serials=serials), lambda: [ContributionNeeded(cohort=frozenset(rules.roster))]
-        )
+        return self._persist(BundlesSeen(serials=serials), lambda: [ContributionNeeded(cohort=frozenset(rules.roster))])

@@ -60,9 +60,7 @@ class OneShotMember(Party):
         record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
         self._policy.check_survivors(record.model, record.survivors, self._history)
         share = key_shares.add(self._open(sealed) for sealed in message.contributions)
-        covered = encode(
-            PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share)
-        )
+        covered = encode(PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share))
         frame = covered + self._sign(signature_kind(PartialSum), sha256(covered).digest())
         self._erase()
         return self._persist(record, lambda: [SendMessage(to=None, data=frame)])

@@ -8,10 +8,17 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
-from ..errors import ClientId, InconsistentViewError, LocalProtocolError, MalformedMessageError, ProtocolError, RemoteProtocolError
+from ..errors import (
+    ClientId,
+    InconsistentViewError,
+    LocalProtocolError,
+    MalformedMessageError,
+    ProtocolError,
+    RemoteProtocolError,
+)
 from ..policy import ClientPolicy, History, Record
 from ..primitives import keys
 from ..roster import Identity, Roster, signed_text
@@ -127,14 +134,19 @@ class Party(keys.Unprintable):
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Any protocol failure ends the round for this party and erases its secrets."""
-        try:
-            yield
-        except ProtocolError as error:
-            error.phase = error.phase or self._phase.value
-            self._erase()
-            self._phase = Phase.ABORTED
-            raise
+        """Any failure ends the round for this party and erases its secrets."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._abort)
+            try:
+                yield
+            except ProtocolError as error:
+                error.phase = error.phase or self._phase.value
+                raise
+            on_failure.pop_all()
+
+    def _abort(self) -> None:
+        self._erase()
+        self._phase = Phase.ABORTED
 
     @contextmanager
     def _step(self, trigger: str) -> Iterator[None]:
@@ -142,8 +154,6 @@ class Party(keys.Unprintable):
         with self._guard():
             following = self._transitions.get((self._phase, trigger))
             if following is None or self._after_persist is not None:
-                raise LocalProtocolError(
-                    f"{trigger} is not possible in phase {self._phase.value}", client_id=self._me
-                )
+                raise LocalProtocolError(f"{trigger} is not possible in phase {self._phase.value}", client_id=self._me)
             yield
             self._phase = following

@@ -16,14 +16,7 @@ import numpy as np
 from ..errors import ClientId, InconsistentViewError, TooFewClientsError
 from ..primitives import key_shares, keys, ring_mask
 from ..roster import Roster
-from ..session import (
-    DIGEST_BYTES,
-    MAX_COHORT,
-    MAX_LENGTH,
-    Phase,
-    TransitionTable,
-    required_threshold,
-)
+from ..session import DIGEST_BYTES, MAX_COHORT, MAX_LENGTH, Phase, TransitionTable
 from ..wire import SUITE, VERSION, check_increasing, message_limit
 from .wire import MemberBundle, request_limit
 
@@ -94,7 +87,7 @@ class OneShotConfig:
             raise ValueError("ids of committee members must increase strictly")
         if not 0 <= self.corrupt_holders < holders:
             raise ValueError(f"corrupt_holders must be from 0 to {holders - 1}, got {self.corrupt_holders}")
-        least = required_threshold(holders=holders, corrupt_holders=self.corrupt_holders)
+        least = least_threshold(members=holders, corrupt=self.corrupt_holders)
         if not least <= self.threshold <= holders:
             raise ValueError(
                 f"threshold must be from {least} to {holders} for {holders} members with {self.corrupt_holders} "
@@ -106,7 +99,9 @@ class OneShotConfig:
             raise ValueError(f"length must be from 1 to {MAX_LENGTH}, got {self.length}")
         most = ring_mask.MODULUS_BITS - least_noise_bits(self.cohort)
         if not 1 <= self.modulus_bits <= most:
-            raise ValueError(f"modulus_bits must be from 1 to {most} for {self.cohort} clients, got {self.modulus_bits}")
+            raise ValueError(
+                f"modulus_bits must be from 1 to {most} for {self.cohort} clients, got {self.modulus_bits}"
+            )
 
     @property
     def noise_bits(self) -> int:
@@ -117,6 +112,11 @@ class OneShotConfig:
         """SHA-256 over the canonical encoding of every field."""
         fields = [getattr(self, name) for name in self.__dataclass_fields__]
         return sha256(msgspec.msgpack.encode(fields)).digest()
+
+
+def least_threshold(*, members: int, corrupt: int) -> int:
+    """The smallest t with 2t > m + c: two sets of answers then have an honest member in common, who answers once."""
+    return max(3, (members + corrupt) // 2 + 1)
 
 
 def least_noise_bits(clients: int) -> int:
@@ -172,9 +172,7 @@ class Rules:
         """Fixes the members' keys of the round: from here on the context covers them."""
         self.bundles = {ClientId(bundle.member): bundle for bundle in bundles}
         keys_of_round = msgspec.msgpack.encode(list(bundles))
-        self.context = sha256(
-            b"secagg/v1/one_shot/context" + self.context + sha256(keys_of_round).digest()
-        ).digest()
+        self.context = sha256(b"secagg/v1/one_shot/context" + self.context + sha256(keys_of_round).digest()).digest()
 
     @property
     def slots(self) -> list[int]:

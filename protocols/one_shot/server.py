@@ -9,7 +9,7 @@ bad message is rejected without effect, and the sum is either exact or not relea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -24,9 +24,10 @@ from ..errors import (
     RemoteProtocolError,
 )
 from ..primitives import key_shares, keys, ring_mask
+from ..primitives.packing import UInt32Vector
 from ..roster import Roster
 from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
-from ..wire import Message, decode, decode_signed, encode
+from ..wire import SERVER, Message, decode, decode_signed, encode
 from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
 from .wire import (
     Committee,
@@ -59,6 +60,7 @@ class OneShotServer(keys.Unprintable):
 
     def __init__(self, config: OneShotConfig, *, roster: Roster) -> None:
         self._rules = Rules(config, roster)
+        self._opening_context = self._rules.context  # before the members' keys are bound
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(config.committee)
         self._answered: set[ClientId] = set()
@@ -132,9 +134,8 @@ class OneShotServer(keys.Unprintable):
     def _close_keys(self) -> list[Event]:
         rules = self._rules
         bundles = tuple(self._offered[member] for member in sorted(self._offered))
-        rules.check_members("advertised keys", bundles, self._phase)
-        frame = encode(Committee(context=rules.context, sender=0, bundles=bundles))
-        self._first_context = rules.context
+        rules.check_members("advertised keys", self._offered, self._phase)
+        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles))
         rules.bind(bundles)
         self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
         self._expected = frozenset(rules.roster)
@@ -155,9 +156,7 @@ class OneShotServer(keys.Unprintable):
             if frame.message.ephemeral_key == earlier.ephemeral_key or frame.message.vector == earlier.vector:
                 raise RemoteProtocolError(f"the contribution of {sender} is a copy of that of {earlier.sender}")
         np.add(self._words, np.frombuffer(frame.vector, dtype=WORD), out=self._words)
-        self._received[sender] = _Received(
-            contribution=frame.message, signature=frame.signature, sealed=frame.sealed
-        )
+        self._received[sender] = _Received(contribution=frame.message, signature=frame.signature, sealed=frame.sealed)
 
     def _close_contributions(self) -> list[Event]:
         rules = self._rules
@@ -166,13 +165,11 @@ class OneShotServer(keys.Unprintable):
         events: list[Event] = []
         for position, member in enumerate(rules.bundles):
             contributions = tuple(
-                SealedContribution(
-                    contribution=one.contribution, signature=one.signature, share=one.sealed[position]
-                )
+                SealedContribution(contribution=one.contribution, signature=one.signature, share=one.sealed[position])
                 for _, one in sorted(self._received.items())
             )
             request = UnmaskRequest(
-                context=self._first_context, sender=0, bundles=bundles, contributions=contributions
+                context=self._opening_context, sender=SERVER, bundles=bundles, contributions=contributions
             )
             events.append(SendMessage(to=member, data=encode(request)))
         self._expected = frozenset(rules.bundles)
@@ -207,3 +204,58 @@ class OneShotServer(keys.Unprintable):
         view = rules.view(self._received)
         transcript = sha256(b"secagg/v1/one_shot/transcript" + view + sha256(vector.data).digest()).digest()
         return [*events, AggregateReady(vector=vector, survivors=frozenset(self._received), transcript=transcript)]
+
+    # What the steps share.
+
+    def _remove_masks(self, key: ring_mask.Coefficients) -> UInt32Vector:
+        """The sum of the vectors if `key` is the sum of the keys; any other key shows in the errors or the canaries."""
+        config, words = self._rules.config, self._words
+        bound = ring_mask.sum_bound(len(self._received))
+        if int(np.abs(key).max()) > bound:
+            raise RemoteProtocolError(f"the sum of the keys has a coefficient above {bound}: a share or a key is wrong")
+        ring_mask.add_mask(words, -key, seed=self._rules.matrix_seed)
+        half = 1 << (config.noise_bits - 1)
+        np.add(words, np.uint32(half), out=words)
+        errors = words & np.uint32(2 * half - 1)
+        if int(errors.min()) < half - bound or int(errors.max()) > half + bound:
+            raise RemoteProtocolError(f"the sum of the errors passes {bound}: a share, a key or a mask is wrong")
+        np.right_shift(words, np.uint32(config.noise_bits), out=words)
+        if words[config.length :].any():
+            raise RemoteProtocolError("the canaries are not zero: a share, a key or a mask is wrong")
+        return words[: config.length].astype(np.uint32)
+
+    def _check_origin(self, message: Message, sender: ClientId) -> None:
+        if message.context != self._rules.context:
+            raise InconsistentViewError("the message belongs to another round or another view of its keys")
+        if message.sender != sender:
+            raise MalformedMessageError(f"a message of {message.sender} came from {sender}")
+
+    def _erase(self) -> None:
+        self._received.clear()
+        self._answers.clear()
+        self._words = np.zeros(0, dtype=WORD)
+        self._expected = frozenset()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """A failed phase ends the round, whatever failed: half-removed masks must never be taken for a sum."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._abort)
+            try:
+                yield
+            except ProtocolError as error:
+                error.phase = error.phase or self._phase.value
+                raise
+            on_failure.pop_all()
+
+    def _abort(self) -> None:
+        self._erase()
+        self._phase = Phase.ABORTED
+
+
+def _check_public_key(public: bytes) -> None:
+    """Refuses a key that no peer can agree with: it would void the round for all of them."""
+    try:
+        keys.check_public_key(public)
+    except ValueError as error:
+        raise MalformedMessageError(str(error)) from None

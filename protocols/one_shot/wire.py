@@ -35,9 +35,7 @@ from ..wire import (
 
 SEALED_SHARE_BYTES = key_shares.SHARE_BYTES + SEAL_OVERHEAD_BYTES
 
-SealedShare = Annotated[
-    bytes, msgspec.Meta(min_length=SEED_BYTES + SEAL_OVERHEAD_BYTES, max_length=SEALED_SHARE_BYTES)
-]
+SealedShare = Annotated[bytes, msgspec.Meta(min_length=SEED_BYTES + SEAL_OVERHEAD_BYTES, max_length=SEALED_SHARE_BYTES)]
 KeyShare = Annotated[bytes, msgspec.Meta(min_length=key_shares.SHARE_BYTES, max_length=key_shares.SHARE_BYTES)]
 
 
@@ -122,7 +120,9 @@ def sealed_digest(sealed: Sequence[bytes]) -> bytes:
     return sha256(b"".join(sealed)).digest()
 
 
-def decode_contribution(data: bytes, *, limit: int, sealed_bytes: Sequence[int], vector_bytes: int) -> ContributionFrame:
+def decode_contribution(
+    data: bytes, *, limit: int, sealed_bytes: Sequence[int], vector_bytes: int
+) -> ContributionFrame:
     """Reads a contribution.
 
     Args:
@@ -132,8 +132,8 @@ def decode_contribution(data: bytes, *, limit: int, sealed_bytes: Sequence[int],
         vector_bytes: the exact size of the vector.
 
     Raises:
-        MalformedMessageError: the bytes are not the canonical encoding of a contribution, or its shares or vector are not
-            those that it names.
+        MalformedMessageError: the bytes are not the canonical encoding of a contribution, or its shares or vector are
+            not those that it names.
     """
     view = memoryview(data)
     start = len(data) - vector_bytes - sum(sealed_bytes)

@@ -6,10 +6,10 @@ Rules:
    shares are independent of the key.
 2. Slot i evaluates at x = i + 1, as in `shamir`. A share is N elements, little-endian; elements at or above 65521 are
    refused.
-3. The first t - 1 slots get a 32-byte seed whose keystream *is* their share (AES-256-CTR, by rejection); the other shares
+3. The first t - 1 slots get a 32-byte seed whose keystream *is* their share (AES-256-CTR, by rejection); the others
    interpolate through these and the key. With random instead of pseudo-random bytes this is Shamir's sharing exactly.
-4. Spare shares make wrong ones visible: from t + 2e shares at most e wrong ones are located, and never more than that is
-   promised. Whoever reconstructs checks the result against something else.
+4. Spare shares make wrong ones visible: from t + 2e shares at most e wrong ones are located. More of them may go unseen,
+   so whoever reconstructs also checks the key against something else.
 5. Products run in float64 and are exact, as in `shamir`.
 
 Source: Shamir, CACM 22 (1979); Berlekamp and Welch, US patent 4,633,470 (expired), in the form of Gemmell and Sudan,
@@ -18,7 +18,7 @@ Source: Shamir, CACM 22 (1979); Berlekamp and Welch, US patent 4,633,470 (expire
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -49,7 +49,9 @@ def share(key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Call
     """
     seeds = [rand(prg.SEED_BYTES) for _ in range(threshold - 1)]
     values = np.stack([key % PRIME, *(_expand(seed) for seed in seeds)]).astype(np.float64)
-    weights = _lagrange([0, *(slot + 1 for slot in slots[: threshold - 1])], [slot + 1 for slot in slots[threshold - 1 :]])
+    weights = _lagrange(
+        [0, *(slot + 1 for slot in slots[: threshold - 1])], [slot + 1 for slot in slots[threshold - 1 :]]
+    )
     shares = (weights @ values % PRIME).astype(_ELEMENT)
     return seeds + [row.tobytes() for row in shares]
 
@@ -75,7 +77,7 @@ def decode(data: bytes) -> Share:
     return elements
 
 
-def add(shares: Sequence[Share]) -> bytes:
+def add(shares: Iterable[Share]) -> bytes:
     """The share of the sum of the shared keys, encoded."""
     total = np.zeros(DEGREE, dtype=np.int64)
     for one in shares:
@@ -83,7 +85,9 @@ def add(shares: Sequence[Share]) -> bytes:
     return (total % PRIME).astype(_ELEMENT).tobytes()
 
 
-def reconstruct(slots: Sequence[int], shares: Sequence[Share], *, threshold: int) -> tuple[Coefficients, frozenset[int]]:
+def reconstruct(
+    slots: Sequence[int], shares: Sequence[Share], *, threshold: int
+) -> tuple[Coefficients, frozenset[int]]:
     """Interpolates a key.
 
     Args:
