@@ -199,7 +199,7 @@ class Client:
 
 
 def request_id(round_id: bytes) -> str:
-    """A ledger's name for one attempt at a round; the server chooses round ids, so an id alone must not share a charge."""
+    """A ledger's name for one attempt at a round: the server chooses round ids, so an id alone must not be one."""
     return f"{round_id.hex()}/{os.urandom(8).hex()}"
 
 

@@ -8,8 +8,8 @@ Rules:
    refused.
 3. The first t - 1 slots get a 32-byte seed whose keystream *is* their share (AES-256-CTR, by rejection); the others
    interpolate through these and the key. With random instead of pseudo-random bytes this is Shamir's sharing exactly.
-4. Spare shares make wrong ones visible: from t + 2e shares at most e wrong ones are located. More of them may go unseen,
-   so whoever reconstructs also checks the key against something else.
+4. Spare shares make wrong ones visible: from t + 2e shares at most e wrong ones are located. More of them may go
+   unseen, so whoever reconstructs also checks the key against something else.
 5. Products run in float64 and are exact, as in `shamir`.
 
 Source: Shamir, CACM 22 (1979); Berlekamp and Welch, US patent 4,633,470 (expired), in the form of Gemmell and Sudan,

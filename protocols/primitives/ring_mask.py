@@ -20,16 +20,16 @@ Why the floating-point products are exact. Let eps = 2^-53, M = N / 2 = 1024 = 2
   and k + M form one complex number; times w^k with w = exp(i pi / N), they are multiplied cyclically, by a Fourier
   transform of length M. Folding keeps the 2-norm.
 - One rounding of a complex sum errs by a factor 1 + eps at most, of a complex product by 1 + sqrt(5) eps (Brent,
-  Percival, Zimmermann, "Error bounds on complex floating-point multiplication", Math. Comp. 76, 2007). Computed roots of
-  unity are off by at most beta = 16 eps: that is the one fact about NumPy's transform that is assumed, and a test
+  Percival, Zimmermann, "Error bounds on complex floating-point multiplication", Math. Comp. 76, 2007). Computed roots
+  of unity are off by at most beta = 16 eps: that is the one fact about NumPy's transform that is assumed, and a test
   measures it on every path of the transform. One level of a fast Fourier transform is a product with a root and a sum,
-  so each path through it errs by a factor 1 + delta at most, 1 + delta = (1 + eps)(1 + sqrt(5) eps)(1 + beta). A pass of
-  radix 4 or 8 is two or three levels with fewer products.
+  so each path through it errs by a factor 1 + delta at most, 1 + delta = (1 + eps)(1 + sqrt(5) eps)(1 + beta). A pass
+  of radix 4 or 8 is two or three levels with fewer products.
 - Every path from the two inputs x, y to an output crosses 10 levels for x, 10 for y, 10 back, two foldings, one
   pointwise product and one unfolding: 34 factors; the scale 1/M is a power of two. Forward errors are bounded in the
-  2-norm, where a level is sqrt(2) times a unitary map; then the pointwise products in the 1-norm, by Cauchy-Schwarz; and
-  an output is 1/M times a sum over them along single paths (the argument of Percival, "Rapid multiplication modulo the
-  sum and difference of highly composite numbers", Math. Comp. 72, 2003). So every output errs by at most
+  2-norm, where a level is sqrt(2) times a unitary map; then the pointwise products in the 1-norm, by Cauchy-Schwarz;
+  and an output is 1/M times a sum over them along single paths (the argument of Percival, "Rapid multiplication modulo
+  the sum and difference of highly composite numbers", Math. Comp. 72, 2003). So every output errs by at most
 
       |x|_2 |y|_2 ((1 + delta)^34 - 1)  <=  sqrt(N) 2^15 * sqrt(N) max|s| * 680 eps,
 
