@@ -43,7 +43,6 @@ from protocols import (
     SendMessage,
     required_threshold,
 )
-from protocols.graph import choose_degree
 from protocols.primitives.packing import LANE_BITS, largest_entry, packed_bytes
 from protocols.primitives.prg import BLOCK_BYTES
 from protocols.wire import MaskedInput, decode_signed, message_limit
@@ -138,10 +137,8 @@ def round_config(*, clients: int, dimension: int, degree: int | None, bits: int)
     """A round with a tenth of the clients colluding."""
     colluders = clients // COLLUDING_SHARE
     complete = degree is None or degree >= clients - 1
-    corrupt = colluders if complete else min(colluders, choose_degree_corrupt(clients, colluders, degree or 0))
-    threshold = required_threshold(
-        cohort=clients, degree=clients - 1 if complete else degree or 0, corrupt_holders=corrupt
-    )
+    corrupt = colluders if complete else max(1, (degree or 0) // COLLUDING_SHARE)
+    threshold = required_threshold(holders=clients if complete else (degree or 0) + 1, corrupt_holders=corrupt)
     return RoundConfig(
         round_id=os.urandom(32),
         cohort=clients,
@@ -154,12 +151,6 @@ def round_config(*, clients: int, dimension: int, degree: int | None, bits: int)
         model=bytes(32),
         binding=bytes(32),
     )
-
-
-def choose_degree_corrupt(clients: int, colluders: int, degree: int) -> int:
-    """Corrupt neighbours to expect at a degree: in proportion, as at the degree that the policy would choose."""
-    chosen = choose_degree(clients=clients, max_colluders=colluders, max_dropouts=colluders)
-    return chosen.corrupt_holders * degree // chosen.degree
 
 
 def floor_seconds(size: int) -> float:

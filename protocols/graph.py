@@ -6,13 +6,16 @@
   Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", CCS 2020, section 3; probabilities
   over the ring, union bound over clients):
 
-  1. secret: no client has more than x corrupt neighbours, except with probability 2^-SECURITY, even in the smallest
-     cohort that the server can make by leaving D honest clients out;
-  2. whole: t >= k/2 + 2 + x. A server knows the ring and chooses who counts as dropped. Were t smaller, it could
-     declare two runs of k/2 clients dead and unmask each arc between them on its own. With this t, the client at the
-     end of an arc has too few holders on one side and refuses, and nobody can unmask it. It implies 2t > k + 1 + x, so
-     no client's two secrets are both given away;
+  1. secret: no client has more than x corrupt neighbours;
+  2. whole: no two disjoint runs of k/2 ring places hold more than h corrupt clients each. The server knows the ring and
+     chooses who counts as dropped: it could declare two such runs dead and unmask each arc between them on its own. The
+     honest client at either end of an arc then has at most k/2 + 1 + h holders, so with t >= k/2 + 2 + h it refuses,
+     and its self seed stays where it is;
   3. correct: every client keeps t neighbours, except with probability 2^-CORRECTNESS.
+
+  1 and 2 fail with probability 2^-SECURITY at most, even in the smallest cohort that the server can make by leaving D
+  honest clients out. Both follow from one threshold, t = floor((k + 1 + c) / 2) + 1 with c = max(x, 2h + 1) "corrupt
+  holders": 2t > k + 1 + x, and t >= k/2 + 2 + h.
 """
 
 from __future__ import annotations
@@ -82,13 +85,11 @@ def choose_degree(*, clients: int, max_colluders: int, max_dropouts: int) -> Deg
     if clients <= COMPLETE_UP_TO:
         return complete
     smallest = clients - max_dropouts
+    if max_colluders >= smallest:
+        raise ValueError(f"{max_colluders} colluders could be all of {smallest} survivors")
     for degree in range(2, min(smallest - 2, MAX_DEGREE) + 1, 2):
-        corrupt = next(
-            x
-            for x in range(degree + 1)
-            if log(clients) + _log_tail(smallest - 1, max_colluders, degree, x + 1) <= -SECURITY * log(2)
-        )
-        threshold = required_threshold(cohort=clients, degree=degree, corrupt_holders=corrupt)
+        corrupt = _corrupt_holders(clients, smallest, max_colluders, degree)
+        threshold = required_threshold(holders=degree + 1, corrupt_holders=corrupt)
         if threshold > degree:
             continue
         too_few = _log_tail(clients - 1, max_dropouts, degree, degree - threshold + 1)
@@ -97,17 +98,27 @@ def choose_degree(*, clients: int, max_colluders: int, max_dropouts: int) -> Deg
     return complete
 
 
-def required_threshold(*, cohort: int, degree: int, corrupt_holders: int) -> int:
+def required_threshold(*, holders: int, corrupt_holders: int) -> int:
     """The smallest threshold that an active server with `corrupt_holders` allies among a client's holders cannot bend.
 
-    On the complete graph, 2t > n + corrupt_holders: two disjoint groups of honest holders can never both reach t, so
-    the server cannot collect t shares of both secrets of one client (Bonawitz et al., CCS 2017, section 6.2). On a
-    ring, t >= k/2 + 2 + corrupt_holders (rule 2 of this module). Never below 3, except between two clients, where 2
-    hides nothing from each other.
+    With 2t > holders + corrupt_holders, two disjoint groups of honest holders can never both reach t, so the server
+    cannot collect t shares of both secrets of one client (Bonawitz et al., CCS 2017, section 6.2). Never below 3,
+    except between two clients, where 2 hides nothing from each other. For rings see this module's rule 2.
     """
-    if degree == cohort - 1:
-        return max(min(3, cohort), (cohort + corrupt_holders) // 2 + 1)
-    return max(3, degree // 2 + 2 + corrupt_holders)
+    return max(min(3, holders), (holders + corrupt_holders) // 2 + 1)
+
+
+def _corrupt_holders(clients: int, smallest: int, colluders: int, degree: int) -> int:
+    """C of this module: what the threshold must withstand at a degree."""
+    rare = -SECURITY * log(2)
+
+    def least(draws: int, allowed: float) -> int:
+        """The smallest count that a sample of `draws` passes with log-probability `allowed` at most."""
+        return next(x for x in range(draws + 1) if _log_tail(smallest - 1, colluders, draws, x + 1) <= allowed)
+
+    neighbours = least(degree, rare - log(clients))
+    one_side = least(degree // 2, rare / 2 - log(clients))  # two runs must fail together
+    return max(neighbours, 2 * one_side + 1)
 
 
 def _log_tail(population: int, marked: int, draws: int, least: int) -> float:

@@ -114,9 +114,10 @@ class RoundConfig:
             raise ValueError(
                 f"degree must be even and below cohort - 1, or cohort - 1 = {self.cohort - 1}, got {self.degree}"
             )
-        if not 0 <= self.corrupt_holders < self.holders:
-            raise ValueError(f"corrupt_holders must be from 0 to {self.holders - 1}, got {self.corrupt_holders}")
-        least = required_threshold(cohort=self.cohort, degree=self.degree, corrupt_holders=self.corrupt_holders)
+        fewest = 0 if self.degree == self.cohort - 1 else 1  # a ring must not be cut even without colluders
+        if not fewest <= self.corrupt_holders < self.holders:
+            raise ValueError(f"corrupt_holders must be from {fewest} to {self.holders - 1}, got {self.corrupt_holders}")
+        least = required_threshold(holders=self.holders, corrupt_holders=self.corrupt_holders)
         if not least <= self.threshold <= self.holders:
             raise ValueError(
                 f"threshold must be from {least} to {self.holders} for {self.holders} holders with "

@@ -35,7 +35,7 @@ HEADER = MAGIC + bytes((VERSION, SUITE))
 SERVER = 0
 FRESH_BYTES = 32
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD_BYTES
-BYTES_PER_CLIENT = 256  # no message spends more on one client (a key bundle: 187), vectors aside
+BYTES_PER_CLIENT = 256  # no message spends more on one client (a key bundle: 183), vectors aside
 FIXED_BYTES = 1024  # nor more than this on what does not grow with the cohort
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]

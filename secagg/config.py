@@ -108,9 +108,7 @@ class AggregationConfig:
 
     def _derive_graph(self) -> None:
         chosen = choose_degree(clients=self.clients, max_colluders=self.max_colluders, max_dropouts=self.max_dropouts)
-        threshold = required_threshold(
-            cohort=self.clients, degree=chosen.degree, corrupt_holders=chosen.corrupt_holders
-        )
+        threshold = required_threshold(holders=chosen.degree + 1, corrupt_holders=chosen.corrupt_holders)
         if self.min_survivors < threshold:
             raise ValueError(
                 f"with {self.clients} clients and {self.max_colluders} colluders, {threshold} must stay: "

@@ -44,16 +44,14 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
         Explanation(
             name="corrupt_holders",
             value=config.corrupt_holders,
-            reason=f"of the {holders} holders of one client's secrets, as many may be colluders",
+            reason=f"of the {holders} holders of one client's secrets, as many are taken to be corrupt",
         ),
         Explanation(
             name="threshold",
             value=config.threshold,
             reason=f"smallest t with 2t > {holders} holders + {config.corrupt_holders} corrupt: "
             "a server that cheats never gets t answers to both secrets of a client"
-            if complete
-            else f"half the {config.degree} neighbours + {config.corrupt_holders} corrupt + 2: "
-            "a server that cheats can neither unmask a client nor cut the ring into smaller sums",
+            + ("" if complete else ", nor can it cut the ring into smaller sums"),
         ),
         Explanation(
             name="min_survivors",

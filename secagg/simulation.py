@@ -166,8 +166,10 @@ class Simulation:
                             self._check_sum(plain_sum, event)
                             return event
         finally:
+            # Whoever is not done has left the round: charged if its vector had left (or the unmask request), else free.
+            server.abandon()
             for party in self._clients.values():
-                party.abandon()  # whoever is not done has left the round: charged if its vector had left, free if not
+                party.abandon()
 
     def close(self) -> None:
         """Closes all ledgers."""

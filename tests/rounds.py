@@ -46,7 +46,7 @@ def round_config(
     *,
     threshold: int | None = None,
     min_survivors: int | None = None,
-    corrupt_holders: int = 0,
+    corrupt_holders: int | None = None,
     degree: int | None = None,
     length: int = 5,
     modulus_bits: int = 32,
@@ -56,7 +56,9 @@ def round_config(
 ) -> RoundConfig:
     """A valid configuration with the smallest threshold and floor, unless told otherwise."""
     degree = cohort - 1 if degree is None else degree
-    threshold = threshold or required_threshold(cohort=cohort, degree=degree, corrupt_holders=corrupt_holders)
+    if corrupt_holders is None:
+        corrupt_holders = 0 if degree == cohort - 1 else 1
+    threshold = threshold or required_threshold(holders=degree + 1, corrupt_holders=corrupt_holders)
     return RoundConfig(
         round_id=round_id or os.urandom(32),
         cohort=cohort,

@@ -31,7 +31,11 @@ class OneShotMember(Party):
     _bundle: MemberBundle
 
     def start(self) -> list[Event]:
-        """Makes a fresh key and advertises it."""
+        """Makes a fresh key and advertises it.
+
+        Raises:
+            ValueError: this party is not on the committee.
+        """
         if self._me not in self._rules.config.committee:
             raise ValueError(f"{self._me} is not on the committee")
         with self._step("start"):

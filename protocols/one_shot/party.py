@@ -6,7 +6,7 @@ Experimental: the parameters need the lattice estimator; the written argument is
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ class Secrets(keys.Unprintable):
         self.channels: dict[ClientId, bytes] = {}  # a client's: member -> shared secret
 
 
-class Party(keys.Unprintable):
+class Party(keys.Unprintable, ABC):
     """One party's part in one round, apart from the server's.
 
     Args:

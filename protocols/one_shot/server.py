@@ -66,6 +66,7 @@ class OneShotServer(keys.Unprintable):
         self._answered: set[ClientId] = set()
         self._offered: dict[ClientId, MemberBundle] = {}
         self._received: dict[ClientId, _Received] = {}
+        self._seen: set[bytes] = set()  # keys and vector digests of contributions
         self._answers: dict[ClientId, key_shares.Share] = {}
         self._words = np.zeros(0, dtype=WORD)
 
@@ -151,11 +152,11 @@ class OneShotServer(keys.Unprintable):
         self._check_origin(frame.message, sender)
         rules.roster.check_signature(sender, signature_kind(Contribution), frame.digest, frame.signature)
         _check_public_key(frame.message.ephemeral_key)
-        for other in self._received.values():
-            earlier = other.contribution
-            if frame.message.ephemeral_key == earlier.ephemeral_key or frame.message.vector == earlier.vector:
-                raise RemoteProtocolError(f"the contribution of {sender} is a copy of that of {earlier.sender}")
+        unique = {frame.message.ephemeral_key, frame.message.vector}
+        if unique & self._seen:
+            raise RemoteProtocolError(f"the contribution of {sender} is a copy of another one")
         np.add(self._words, np.frombuffer(frame.vector, dtype=WORD), out=self._words)
+        self._seen |= unique
         self._received[sender] = _Received(contribution=frame.message, signature=frame.signature, sealed=frame.sealed)
 
     def _close_contributions(self) -> list[Event]:
@@ -222,7 +223,7 @@ class OneShotServer(keys.Unprintable):
         np.right_shift(words, np.uint32(config.noise_bits), out=words)
         if words[config.length :].any():
             raise RemoteProtocolError("the canaries are not zero: a share, a key or a mask is wrong")
-        return words[: config.length].astype(np.uint32)
+        return words[: config.length].astype(np.uint32, copy=False)
 
     def _check_origin(self, message: Message, sender: ClientId) -> None:
         if message.context != self._rules.context:
@@ -232,6 +233,7 @@ class OneShotServer(keys.Unprintable):
 
     def _erase(self) -> None:
         self._received.clear()
+        self._seen.clear()
         self._answers.clear()
         self._words = np.zeros(0, dtype=WORD)
         self._expected = frozenset()

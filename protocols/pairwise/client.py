@@ -67,6 +67,10 @@ class _Secrets(keys.Unprintable):
         self.pair_seeds: dict[ClientId, bytes] = {}  # peer -> key of their common mask
         self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
 
+    def keep_only_held(self) -> None:
+        """Forgets this client's own secrets."""
+        self.__dict__ = {"held": self.held}
+
     def wipe(self) -> None:
         """Empties the object, for whoever still refers to it: an error's traceback, say."""
         self.__dict__.clear()
@@ -81,7 +85,7 @@ class PairwiseClient(keys.Unprintable):
         identity: its long-term signing key, pinned in `roster`.
         roster: the pinned identities of all clients.
         policy: its own floors.
-        history: what it remembers of all earlier rounds.
+        history: what it remembers of all earlier rounds; one open session for each history.
         rand: source of uniform bytes; the default is the operating system's.
 
     Raises:
@@ -200,6 +204,7 @@ class PairwiseClient(keys.Unprintable):
             digest = sha256(head)
             digest.update(words.data)
             frame = b"".join((head, words.data, self._sign("MaskedInput", digest.digest())))
+            secrets.keep_only_held()  # all that is still needed: whoever breaks in later finds nothing of its own
             return [SendMessage(to=None, data=frame)]
 
     def persisted(self) -> list[Event]:
@@ -399,7 +404,7 @@ class PairwiseClient(keys.Unprintable):
         """One transition of the table: refused out of order, taken only if the step succeeds."""
         with self._guard():
             following = CLIENT_TRANSITIONS.get((self._phase, trigger))
-            if following is None or self._after_persist is not None:
+            if following is None:
                 raise LocalProtocolError(
                     f"{trigger} is not possible in phase {self._phase.value}",
                     client_id=self._me,

@@ -282,7 +282,7 @@ class PairwiseServer(keys.Unprintable):
             secrets = shamir.reconstruct(slots, np.stack([shares for _, shares in members], axis=1))
             for (client, _), secret in zip(members, secrets, strict=True):
                 if secret is None:
-                    raise RemoteProtocolError(f"a share of a secret of client {client} is wrong", client_id=client)
+                    raise RemoteProtocolError(f"client {client} or a holder of its shares lies", client_id=client)
                 yield client, secret
 
     def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:

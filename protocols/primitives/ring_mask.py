@@ -10,9 +10,9 @@ Rules:
 4. Products are exact integers for every key whose coefficients are centred elements of F_65521; keys too large for the
    proof below are refused.
 
-Open points: the parameters still need the lattice estimator (who opens a sum learns the sums of the keys and of the
-errors, so what protects one of h honest clients is a little less than its own key and error); the written argument for
-the protocol is under review; so are patents.
+Open points: the parameters need the lattice estimator (who opens a sum over h honest clients learns the sums of their
+keys and errors; what is left to protect one of them has sqrt(1 - 1/h) of the standard deviation); the written argument
+is under review; so are patents.
 
 Why the floating-point products are exact. Let eps = 2^-53, M = N / 2 = 1024 = 2^10.
 
@@ -105,7 +105,7 @@ def add_mask(words: UInt32Vector, key: Coefficients, *, seed: bytes) -> None:
     largest = int(np.abs(key).max())
     if rounding_bound(largest) >= 0.5:
         raise ValueError(f"products with coefficients up to {largest} are not proven to be exact")
-    twist = np.exp(1j * np.pi / DEGREE * np.arange(_HALF))
+    twist = _twist()
     transformed = np.fft.fft(_fold(key, twist))
     step = _BLOCKS_AT_ONCE * DEGREE
     for first in range(0, len(words), step):
@@ -134,6 +134,11 @@ def _products(
     rounded = np.rint(folded.view(np.float64)).astype(np.int64).astype(np.uint32)
     words = rounded[:, 0] + (rounded[:, 1] << np.uint32(16))
     return np.ascontiguousarray(words.reshape(-1, _HALF, 2).swapaxes(1, 2))
+
+
+def _twist() -> NDArray[np.complex128]:
+    """complex128[N/2]: w^k."""
+    return np.exp(1j * np.pi / DEGREE * np.arange(_HALF))
 
 
 def _fold(coefficients: NDArray[np.signedinteger], twist: NDArray[np.complex128]) -> NDArray[np.complex128]:

@@ -182,7 +182,7 @@ VARIANTS: dict[str, RoundConfig] = {
         "cohort": {"cohort": 6, "degree": 5},
         "threshold": {"threshold": 5, "min_survivors": 5},
         "min_survivors": {"min_survivors": 5},
-        "degree": {"degree": 2, "threshold": 3},
+        "degree": {"degree": 2, "threshold": 3, "corrupt_holders": 1},
         "corrupt_holders": {"corrupt_holders": 1},
         "length": {"length": 6},
         "modulus_bits": {"modulus_bits": 16},

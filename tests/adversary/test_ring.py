@@ -116,7 +116,7 @@ def test_the_ring_follows_from_the_keys() -> None:
 @pytest.mark.parametrize("arc", [3, 4, 5])
 def test_an_arc_cannot_be_unmasked_alone(n: int, degree: int, colluders: int, arc: int) -> None:
     """No sum over fewer clients than the floor, whoever is declared dead, with as many colluders as are assumed."""
-    server = CuttingServer(n, degree, colluders, colluders, max(arc, degree // 2))
+    server = CuttingServer(n, degree, 2 * colluders + 1, colluders, max(arc, degree // 2))
     server.play()
     for group in (server.arc, server.other_arc):
         assert 0 < len(group) < server.game.config.min_survivors
@@ -126,7 +126,7 @@ def test_an_arc_cannot_be_unmasked_alone(n: int, degree: int, colluders: int, ar
 @pytest.mark.parametrize(("n", "degree", "colluders"), [(12, 4, 1), (20, 6, 1), (34, 10, 2)])
 def test_one_colluder_more_in_each_run_would_cut_the_ring(n: int, degree: int, colluders: int) -> None:
     """The threshold is tight, and this is what it prevents: missed by one, the attack works."""
-    server = CuttingServer(n, degree, colluders - 1, colluders, degree // 2 + 1)
+    server = CuttingServer(n, degree, 2 * colluders - 1, colluders, degree // 2 + 1)
     server.play()
     stolen = server.sum_over(server.arc)
     assert stolen is not None
@@ -136,7 +136,7 @@ def test_one_colluder_more_in_each_run_would_cut_the_ring(n: int, degree: int, c
 
 def test_an_agreed_sum_is_what_the_attacker_can_compute() -> None:
     """The computation of this module finds the sum that the protocol does release."""
-    server = CuttingServer(12, 4, 0, 0, 4)
+    server = CuttingServer(12, 4, 1, 0, 4)
     game = server.game
     heard: dict[ClientId, bytes] = {}
 

@@ -33,7 +33,7 @@ def test_the_bound_is_tight(holders: int) -> None:
 @pytest.mark.parametrize("holders", range(2, 10))
 def test_the_required_threshold_is_the_first_that_holds(holders: int) -> None:
     for corrupt in range(holders):
-        least = required_threshold(cohort=holders, degree=holders - 1, corrupt_holders=corrupt)
+        least = required_threshold(holders=holders, corrupt_holders=corrupt)
         assert not both_secrets(holders - corrupt, corrupt, least)
         assert least == min(3, holders) or both_secrets(holders - corrupt, corrupt, least - 1)
 
@@ -42,5 +42,5 @@ def test_the_required_threshold_is_the_first_that_holds(holders: int) -> None:
 def test_also_for_large_cohorts(holders: int, data: st.DataObject) -> None:
     """The best split is into halves, so no search is needed."""
     corrupt = data.draw(st.integers(0, holders - 1))
-    least = required_threshold(cohort=holders, degree=holders - 1, corrupt_holders=corrupt)
+    least = required_threshold(holders=holders, corrupt_holders=corrupt)
     assert (holders - corrupt) // 2 + corrupt < least

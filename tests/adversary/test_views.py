@@ -209,7 +209,7 @@ class TestForks:
     @pytest.mark.parametrize("n", [3, 4, 5])
     def test_every_split_without_colluders(self, n: int) -> None:
         everyone, victim = ids(*range(1, n + 1)), ClientId(n)
-        threshold = required_threshold(cohort=n, degree=n - 1, corrupt_holders=0)
+        threshold = required_threshold(holders=n, corrupt_holders=0)
         for mask in product([False, True], repeat=n - 1):
             config = round_config(n, threshold=threshold, min_survivors=threshold)
             game = Round(config, random_vectors(n, 5))
@@ -230,7 +230,7 @@ class TestForks:
         """Colluders sign both views and hand over both kinds of share."""
         everyone = ids(*range(1, n + 1))
         colluders, victim = everyone[:corrupt], everyone[-1]
-        threshold = required_threshold(cohort=n, degree=n - 1, corrupt_holders=corrupt)
+        threshold = required_threshold(holders=n, corrupt_holders=corrupt)
         honest = everyone[corrupt:]
         for mask in product([False, True], repeat=len(honest) - 1):
             config = round_config(n, threshold=threshold, min_survivors=threshold, corrupt_holders=corrupt)

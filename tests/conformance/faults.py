@@ -88,8 +88,8 @@ def rounds(draw: st.DrawFn, *, complete: bool) -> tuple[RoundConfig, dict[Client
     """Any small round: sizes, thresholds, floors, lanes; and its vectors, extremes included."""
     cohort = draw(st.integers(2 if complete else 4, 9))
     degree = cohort - 1 if complete else 2 * draw(st.integers(1, (cohort - 2) // 2))
-    corrupt = draw(st.integers(0, min(2, degree) if complete else min(2, degree // 2 - 1)))
-    least = required_threshold(cohort=cohort, degree=degree, corrupt_holders=corrupt)
+    corrupt = draw(st.integers(0, min(2, degree)) if complete else st.integers(1, min(3, degree - 1)))
+    least = required_threshold(holders=degree + 1, corrupt_holders=corrupt)
     threshold = draw(st.integers(least, degree + 1))
     bits, length = draw(st.sampled_from(LANE_BITS)), draw(st.integers(1, 30))
     config = round_config(

@@ -614,8 +614,16 @@ class TestErasure:
         for client, session in game.clients.items():
             secrets = own_and_held_secrets(game, client, rand[client])
             assert len(secrets) == 3 + 3
+            found = {bytes(one) for one in secrets_in([session], secrets, [rand[client]]) if isinstance(one, bytes)}
+            assert found == set(secrets[3:])  # its own are gone with its vector
+
+    def test_the_walk_finds_own_secrets_until_the_vector_leaves(self) -> None:
+        game, rand = watched_round(round_config(3), FaultyNetwork({}))
+        game.advance(Phase.SHARE_KEYS)
+        for client, session in game.clients.items():
+            secrets = own_and_held_secrets(game, client, rand[client])
             found = secrets_in([session], secrets, [rand[client]])
-            assert {bytes(one) for one in found if isinstance(one, bytes)} >= set(secrets)
+            assert {bytes(one) for one in found if isinstance(one, bytes)} >= set(secrets[:3])
             assert sum(isinstance(one, AgreementKey) for one in found) == 2
 
     def test_nothing_is_left_after_a_finished_round(self) -> None:

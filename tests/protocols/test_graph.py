@@ -70,14 +70,16 @@ def tail(population: int, marked: int, draws: int, least: int) -> Fraction:
 
 
 def corrupt_bound(n: int, k: int, colluders: int, dropouts: int) -> int:
-    """x: how many corrupt neighbours nobody exceeds, even if the server leaves D honest clients out of the ring."""
-    rare = Fraction(1, 2**SECURITY)
-    return next(x for x in range(k + 1) if n * tail(n - dropouts - 1, colluders, k, x + 1) <= rare)
+    """c: what nobody's neighbours exceed, and what two runs of k/2 do not both exceed, with D honest clients left out."""
+    rare, others = Fraction(1, 2**SECURITY), n - dropouts - 1
+    x = next(x for x in range(k + 1) if n * tail(others, colluders, k, x + 1) <= rare)
+    h = next(h for h in range(k // 2 + 1) if (n * tail(others, colluders, k // 2, h + 1)) ** 2 <= rare)
+    return max(x, 2 * h + 1)
 
 
 def enough(n: int, k: int, colluders: int, dropouts: int) -> bool:
     """The conditions of the module, exactly."""
-    threshold = max(3, k // 2 + 2 + corrupt_bound(n, k, colluders, dropouts))
+    threshold = max(3, (k + 1 + corrupt_bound(n, k, colluders, dropouts)) // 2 + 1)
     return threshold <= k and n * tail(n - 1, dropouts, k, k - threshold + 1) <= Fraction(1, 2**CORRECTNESS)
 
 

@@ -26,26 +26,26 @@ class TestRequiredThreshold:
     def test_complete_graph(self, n: int, data: st.DataObject) -> None:
         """The smallest that no split of the honest holders reaches twice."""
         corrupt = data.draw(st.integers(0, n - 1))
-        threshold = required_threshold(cohort=n, degree=n - 1, corrupt_holders=corrupt)
+        threshold = required_threshold(holders=n, corrupt_holders=corrupt)
         # Honest holders answer for one secret only, corrupt ones for both.
         smaller_half = (n - corrupt) // 2 + corrupt
         assert smaller_half < threshold <= n
         assert threshold <= 3 or smaller_half == threshold - 1
 
-    @given(half=st.integers(1, 200), more=st.integers(2, 100), data=st.data())
-    def test_ring(self, half: int, more: int, data: st.DataObject) -> None:
-        """One more than the end of an arc can have: itself, one side, and the corrupt of the other."""
-        degree, corrupt = 2 * half, data.draw(st.integers(0, half))
-        threshold = required_threshold(cohort=degree + more, degree=degree, corrupt_holders=corrupt)
-        assert threshold == 1 + half + corrupt + 1
-        assert 2 * threshold > degree + 1 + corrupt
+    @given(half=st.integers(1, 200), data=st.data())
+    def test_ring(self, half: int, data: st.DataObject) -> None:
+        """One more than the end of an arc can have: itself, one side, and h corrupt ones of the other."""
+        degree, h = 2 * half, data.draw(st.integers(0, (half - 1) // 2))
+        threshold = required_threshold(holders=degree + 1, corrupt_holders=2 * h + 1)
+        assert threshold == max(3, 1 + half + h + 1)
+        assert 2 * threshold > degree + 1 + 2 * h + 1
 
     @pytest.mark.parametrize(
         ("n", "corrupt", "threshold"),
         [(2, 0, 2), (2, 1, 2), (3, 0, 3), (4, 0, 3), (5, 0, 3), (6, 0, 4), (10, 3, 7), (100, 33, 67)],
     )
     def test_values(self, n: int, corrupt: int, threshold: int) -> None:
-        assert required_threshold(cohort=n, degree=n - 1, corrupt_holders=corrupt) == threshold
+        assert required_threshold(holders=n, corrupt_holders=corrupt) == threshold
 
 
 class TestRoundConfig:
@@ -69,7 +69,8 @@ class TestRoundConfig:
             ({"min_survivors": 6}, "min_survivors must be from threshold = 7 to cohort = 10, got 6"),
             ({"min_survivors": 11}, "min_survivors must be from threshold = 7 to cohort = 10, got 11"),
             ({"degree": 8, "corrupt_holders": 1, "min_survivors": 9}, "needs min_survivors above 9, got 9"),
-            ({"degree": 8, "corrupt_holders": 2, "min_survivors": 10}, "threshold must be from 8"),
+            ({"degree": 8, "corrupt_holders": 6, "min_survivors": 10}, "threshold must be from 8"),
+            ({"degree": 8, "corrupt_holders": 0, "min_survivors": 10}, "corrupt_holders must be from 1 to 8"),
             ({"length": 0}, "length must be from 1"),
             ({"length": MAX_LENGTH + 1}, "length must be from 1"),
             ({"modulus_bits": 31}, "modulus_bits must be one of"),
@@ -104,7 +105,7 @@ class TestRoundConfig:
         }  # fmt: skip
         other: dict[str, object] = {
             "round_id": b"\x01" * 32, "cohort": 15, "threshold": 8, "min_survivors": 13, "degree": 6,
-            "corrupt_holders": 0, "length": 101, "modulus_bits": 32, "model": b"\x01" * 32, "binding": b"\x01" * 32,
+            "corrupt_holders": 2, "length": 101, "modulus_bits": 32, "model": b"\x01" * 32, "binding": b"\x01" * 32,
         }  # fmt: skip
         assert base.keys() == other.keys() == GOOD.__dataclass_fields__.keys()
         configs = [base, base, *(base | {name: value} for name, value in other.items())]

@@ -1,0 +1,43 @@
+"""One message per client: ring-LWE masks whose keys are shared to a small committee.
+
+Experimental, for three reasons. The lattice parameters (N = 2048, q = 2^32, standard deviation 4.47) still need the
+lattice estimator, for masks whose summed keys and errors are known. The written argument for the protocol is under
+review. So are patents: US 20250358106 and possible filings on OPA.
+
+The shape is that of OPA (Karthikeyan and Polychroniadou, CRYPTO 2025), with Shamir's sharing in place of homomorphic
+encryption. Messages are in `wire.py`, configuration and transitions in `rules.py`.
+
+1. MemberKeys, member to server: a fresh public key, signed. Serial and round are burned first.
+2. Committee, server to all clients: the keys of the members that are there, at least t.
+3. Contribution, client to server, its only message: y = A s + e + 2^tau x modulo 2^32; for each member, sealed, a share
+   of s. Checked before: round and floors against its policy; the members are those of the configuration, their
+   signatures verify, no serial was seen before.
+4. UnmaskRequest, server to members: every contribution without its vector, with the share sealed to this member.
+5. PartialSum, member to server: the sum of the shares, and the digest of round and survivors. Checked before: its own
+   key is as it advertised it; every contribution is of this round, signed by an enrolled client, no copy of another
+   one; every share opens; floors; differencing against all sets it opened before on this model (recorded before it
+   answers). Then its key is erased: a member answers once.
+
+Why it holds:
+
+- The server learns shares of sums alone: a member's answer is one point of the sum of polynomials. From t answers on
+  the same survivors it interpolates the sum of the keys, and nothing else.
+- Split views. With 2t > m + c no two survivor sets both get t answers, corrupt members counted for both; and below t
+  answers what the server can combine is independent of every key. So no round of agreement is needed.
+- `ctx = SHA-256(round, members' keys)` enters every key and signature: a client with another model, configuration or
+  view of the committee makes a contribution that no honest member takes for one of this round.
+- A sealed share belongs to one client, one member and one masked vector: copied under another name it does not open.
+- The result is exact or an error: shares that fit no polynomial are located while there are spare ones, and any sum of
+  keys but the true one leaves errors that are too large, or canaries that are not zero, but for a chance below 2^-64.
+
+What it does not give: a malicious client can void a round by sealing shares that do not open, or bias the sum; members
+name it in their own error, the server is not told. Clients are not told the survivors either: a client's budget stays
+charged at the floor.
+"""
+
+from .client import OneShotClient
+from .member import OneShotMember
+from .rules import OneShotConfig
+from .server import OneShotServer
+
+__all__ = ["OneShotClient", "OneShotConfig", "OneShotMember", "OneShotServer"]

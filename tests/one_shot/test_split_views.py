@@ -1,0 +1,136 @@
+"""Split views: with 2t > m + c a server that shows two survivor sets learns one sum; with less, a vector."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import msgspec
+import numpy as np
+import pytest
+
+from protocols import ClientId, Phase, ProtocolError
+from protocols.one_shot.rules import WORD, least_threshold
+from protocols.one_shot.wire import PartialSum, SealedContribution, UnmaskRequest
+from protocols.primitives import key_shares, ring_mask
+from protocols.wire import decode, decode_signed, encode
+
+from .game import NO_LIMIT, Game, random_vectors, round_config
+
+PRIME = 65521
+VICTIM = ClientId(1)
+
+
+def rank(rows: list[list[int]]) -> int:
+    """Over F_65521, by plain elimination."""
+    rows = [row[:] for row in rows]
+    found = 0
+    for column in range(len(rows[0])):
+        pivot = next((i for i in range(found, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[found], rows[pivot] = rows[pivot], rows[found]
+        inverse = pow(rows[found][column], -1, PRIME)
+        rows[found] = [value * inverse % PRIME for value in rows[found]]
+        for i, row in enumerate(rows):
+            if i != found and row[column]:
+                rows[i] = [(a - row[column] * b) % PRIME for a, b in zip(row, rows[found], strict=True)]
+        found += 1
+    return found
+
+
+def key_is_exposed(members: int, threshold: int, corrupt: int, first_view: int) -> bool:
+    """Whether the victim's key is a combination of what the server sees.
+
+    Unknowns are the coefficients of the victim's polynomial f and of the sum g of the others'. Corrupt members show
+    f(x) and g(x); `first_view` honest members show f(x) + g(x), the others, asked without the victim, g(x).
+    """
+
+    def row(x: int, in_f: bool, in_g: bool) -> list[int]:
+        powers = [pow(x, i, PRIME) for i in range(threshold)]
+        return [value * in_f for value in powers] + [value * in_g for value in powers]
+
+    seen = [row(x, *which) for x in range(1, corrupt + 1) for which in ((True, False), (False, True))]
+    seen += [row(x, x <= corrupt + first_view, True) for x in range(corrupt + 1, members + 1)]
+    target = [1] + [0] * (2 * threshold - 1)
+    return rank([*seen, target]) == rank(seen)
+
+
+class TestAlgebra:
+    @pytest.mark.parametrize("members", range(3, 9))
+    def test_the_bound_is_exact(self, members: int) -> None:
+        for corrupt in range(members):
+            for threshold in range(corrupt + 1, members + 1):
+                splits = range(members - corrupt + 1)
+                exposed = any(key_is_exposed(members, threshold, corrupt, split) for split in splits)
+                assert exposed == (2 * threshold <= members + corrupt), (members, threshold, corrupt)
+
+    @pytest.mark.parametrize(("members", "threshold", "corrupt"), [(16, 11, 5), (24, 19, 13), (5, 4, 2)])
+    def test_published_committees(self, members: int, threshold: int, corrupt: int) -> None:
+        splits = range(members - corrupt + 1)
+        assert threshold == least_threshold(members=members, corrupt=corrupt)
+        assert not any(key_is_exposed(members, threshold, corrupt, split) for split in splits)
+        assert any(key_is_exposed(members, threshold - 1, corrupt, split) for split in splits)
+
+
+def fork(game: Game, corrupt: int, first_view: tuple[bool, ...]) -> list[dict[int, key_shares.Share]]:
+    """What a server gets for both views: with the victim, without it. Returns shares by slot for each."""
+    game.advance(Phase.MASKED_INPUT)
+    requests = {
+        event.to: decode(event.data, UnmaskRequest, limit=NO_LIMIT)  # type: ignore[union-attr]
+        for event in game.server.close_phase()
+    }
+    answers: list[dict[int, key_shares.Share]] = [{}, {}]
+    for slot, member in enumerate(game.config.committee):
+        request, session = requests[member], game.members[member]
+        views = [request.contributions, request.contributions[1:]]
+        if slot < corrupt:
+            session._rules.bind(request.bundles)
+            for view, listed in enumerate(views):
+                answers[view][slot] = key_shares.decode(key_shares.add(session._open(one) for one in listed))
+            continue
+        first = 0 if first_view[slot - corrupt] else 1
+        for view in (first, 1 - first):
+            answer = honest_answer(game, member, request, views[view])
+            if answer is not None:
+                answers[view][slot] = answer
+    return answers
+
+
+def honest_answer(
+    game: Game, member: ClientId, request: UnmaskRequest, listed: tuple[SealedContribution, ...]
+) -> key_shares.Share | None:
+    session = game.members[member]
+    try:
+        session.receive(encode(msgspec.structs.replace(request, contributions=listed)))
+        (answer,) = session.persisted()
+    except ProtocolError:
+        return None
+    message = decode_signed(answer.data, PartialSum, limit=NO_LIMIT).message  # type: ignore[union-attr]
+    return key_shares.decode(message.share)
+
+
+class TestRealMessages:
+    @pytest.mark.parametrize("first_view", [*product([True, False], repeat=3)])
+    def test_never_t_answers_for_both_views(self, first_view: tuple[bool, ...]) -> None:
+        """Five members, two corrupt, t = 4; every split of the honest three."""
+        game = Game(round_config(4, corrupt_holders=2), random_vectors(4))
+        assert game.config.threshold == 4
+        answers = fork(game, 2, first_view)
+        assert [len(view) for view in answers] == [2 + sum(first_view), 5 - sum(first_view)]
+        assert min(map(len, answers)) < game.config.threshold
+
+    def test_one_less_gives_the_vector_away(self) -> None:
+        """No configuration can be made with it; forced on everybody, the attack reads the victim's vector."""
+        with pytest.raises(ValueError, match="threshold must be from 4"):
+            round_config(4, corrupt_holders=2, threshold=3)
+        config = round_config(4, corrupt_holders=2)
+        object.__setattr__(config, "threshold", 3)
+        game = Game(config, random_vectors(4))
+        answers = fork(game, 2, (True, False, False))
+        sums = [key_shares.reconstruct(list(view), list(view.values()), threshold=3)[0] for view in answers]
+        frame = game.parse(game.sent_by(VICTIM)[0])
+        words = np.frombuffer(frame.vector, dtype=WORD).copy()
+        ring_mask.add_mask(words, sums[1] - sums[0], seed=game.server._rules.matrix_seed)
+        bits = np.uint32(config.noise_bits)
+        read = (words + np.uint32(1 << (config.noise_bits - 1))) >> bits
+        assert np.array_equal(read[: config.length], game.vectors[VICTIM])
