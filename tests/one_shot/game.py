@@ -107,7 +107,7 @@ class Game:
         self.roster = Roster({party: identity.public for party, identity in self.identities.items()})
         self.clients = {client: self.session(OneShotClient, client) for client in self.vectors}
         self.members = {member: self.session(OneShotMember, member) for member in self.config.committee}
-        self.sessions = [*self.clients.values(), *self.members.values()]
+        self.sessions: list[OneShotClient | OneShotMember] = [*self.clients.values(), *self.members.values()]
         self.server = OneShotServer(self.config, roster=self.roster)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []

@@ -353,7 +353,7 @@ class TestPolicy:
 
     @pytest.mark.parametrize("floor", [{"min_survivors": 4}, {"corrupt_holders": 2}])
     def test_rounds_below_a_party_s_floors(self, floor: dict[str, int]) -> None:
-        policy = ClientPolicy(**({"min_survivors": 3, "corrupt_holders": 1} | floor))
+        policy = replace(ClientPolicy(min_survivors=3, corrupt_holders=1), **floor)
         for party in (ONE, members_of(Game())[0]):
             with pytest.raises(PolicyRefusal, match=next(iter(floor))):
                 Game(round_config(4, min_survivors=3), policies={party: policy})
@@ -398,8 +398,9 @@ class TestClients:
                 "few": (first, second),
                 "low order": (rebundled(game, first, key=bytes(32)), second, *rest),
             }.get(what, shown.bundles)
-            replaced = {"context": {"context": bytes(32)}, "sender": {"sender": 3}}.get(what, {})
-            return msgspec.structs.replace(shown, bundles=changed, **replaced)
+            context = bytes(32) if what == "context" else shown.context
+            sender = 3 if what == "sender" else SERVER
+            return Committee(context=context, sender=sender, bundles=changed)
 
         game.network = rewriting(change, to=ONE)
         game.run()
@@ -430,7 +431,7 @@ class TestServer:
             game.to_server(member, answer)
         return game.play()
 
-    def lie(self, game: Game, answer: bytes, change: Callable[[np.ndarray], np.ndarray]) -> bytes:  # type: ignore[type-arg]
+    def lie(self, game: Game, answer: bytes, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
         """The answer with other shares, signed by its member."""
         message = decode_signed(answer, PartialSum, limit=NO_LIMIT).message
         share = change(np.frombuffer(message.share, dtype="<u2").astype(np.int64)) % 65521

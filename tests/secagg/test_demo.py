@@ -75,6 +75,22 @@ def test_verdicts() -> None:
     ]
 
 
+def test_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    for part in (
+        "2 sums were compared",
+        "masked and noised",
+        "the noised sum",
+        "Privacy statement",
+        "report ",
+        "ledgers ",
+    ):
+        assert part in out
+    assert "private federated training  2/2" in err
+    assert "\x1b" not in out + err
+
+
 def test_rounds_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--rounds", "0"]) == 2
     assert "--rounds" in capsys.readouterr().err

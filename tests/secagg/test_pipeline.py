@@ -191,13 +191,6 @@ class TestUnsafeUpdates:
     )  # fmt: skip
     def test_are_refused(self, unit: str, spoil: Callable[[np.ndarray], Any]) -> None:
         good = np.full(3 if unit != "record" else (4, 3), 0.125)
-        if (
-            unit == "record"
-            and isinstance(spoil(good), dict)
-            and not np.isfinite(next(iter(spoil(good).values()), 0)).all()
-        ):  # type: ignore[operator]
-            prepare(spoil(good), config(unit), rand=rand())
-            return  # one bad record counts as zero: a refusal would tell others about it
         prepare({"w": good}, config(unit), rand=rand())
         with pytest.raises(UnsafeUpdateError):
             prepare(spoil(good), config(unit), rand=rand())
