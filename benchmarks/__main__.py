@@ -1,24 +1,34 @@
-"""`python -m benchmarks NAME [options] [--json]`."""
+"""`python -m benchmarks NAME [options] [--json] [--save NAME]`."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
-from . import speed
+from protocols import ProtocolError
+
+from . import scaling, sizes, speed, tables
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one benchmark."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, each beside its floor.")
     commands = parser.add_subparsers(required=True, metavar="NAME")
-    speed.add_command(commands)
-    options = parser.parse_args(arguments)
+    for benchmark in (speed, sizes, scaling, tables):
+        benchmark.add_command(commands)
+    options = parser.parse_args(
+        arguments, argparse.Namespace(line=shlex.join(["python", "-m", "benchmarks", *arguments]))
+    )
     try:
         return int(options.command(options))
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
+    except ProtocolError as error:
+        print(f"benchmarks: the round was aborted: {error}", file=sys.stderr)
+        return 4
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
-"""What all benchmarks share: CPU time, the machine they ran on, and how results are printed."""
+"""What all benchmarks share: CPU time, the machine they ran on, and how results are printed and saved."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
+from cryptography.hazmat.backends.openssl import backend
+
 T = TypeVar("T")
+RESULTS = Path(__file__).parent / "results"
 
 
 class Stopwatch:
@@ -50,25 +56,53 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
+        "openssl": backend.openssl_version_text(),
         "packages": {name: version(name) for name in packages},
     }
 
 
-def show(command: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
-    """Prints one JSON object, or one line for each number."""
-    if as_json:
-        print(json.dumps({"schema": f"benchmarks/{command}/1", **facts, "environment": environment()}, indent=2))
+def _processor() -> str:
+    """What Linux calls the processor; elsewhere what Python does, which may be nothing."""
+    facts = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", facts.read_text(), re.MULTILINE) if facts.exists() else []
+    return str(names[0]) if names else platform.processor()
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """How a benchmark's facts leave it."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--save", type=_name, metavar="NAME", help="also write results/NAME.json")
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", text):
+        raise argparse.ArgumentTypeError(f"names are lower-case letters, digits and hyphens, got {text!r}")
+    return text
+
+
+def publish(name: str, facts: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Prints one JSON object, or one line for each number; `--save` keeps it with the command that made it."""
+    document = {"schema": f"benchmarks/{name}/1", **facts, "environment": environment()}
+    if options.save:
+        path = RESULTS / f"{options.save}.json"
+        path.write_text(json.dumps({"command": options.line, **document}, indent=2) + "\n")
+        say(f"wrote {path}")
+    if options.json:
+        print(json.dumps(document, indent=2))
         return
-    for name, value in flatten(facts):
-        print(f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}")
+    for key, value in flatten(facts):
+        print(f"{key:<28} {value:.4f}" if isinstance(value, float) else f"{key:<28} {value}")
 
 
 def flatten(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested facts as dotted names."""
+    """Nested facts as dotted names; the places of a list are counted from 0."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield from flatten({str(place): item for place, item in enumerate(value)}, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

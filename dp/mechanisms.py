@@ -16,6 +16,7 @@ Source: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
 from typing import NoReturn
@@ -190,11 +191,17 @@ class NoisedIntegers:
 
 
 def calibrate(
-    unit: ClientLevel | RecordLevel, *, dimension: int, clients: int, min_survivors: int, max_colluders: int
+    unit: ClientLevel | RecordLevel,
+    *,
+    dimension: int,
+    clients: int,
+    min_survivors: int,
+    max_colluders: int,
+    share_stddevs: Sequence[int] = SHARE_STDDEVS,
 ) -> DistributedSkellam:
     """The least noise whose guaranteed epsilon over `unit.rounds` stays within `unit.epsilon`.
 
-    The share's standard deviation is the smallest of `SHARE_STDDEVS` that leaves `int_bound` >= 8 sqrt(dimension).
+    The share's standard deviation is the first of `share_stddevs` that leaves `int_bound` >= 8 sqrt(dimension).
     `int_bound` is then the largest, up to the encoder's limit, that keeps the budget when only
     `min_survivors - max_colluders` shares are honest. The search is over integers: the budget is kept, not approached
     within a tolerance.
@@ -220,7 +227,7 @@ def calibrate(
         event = release(int_bound, stddev).event(survivors=min_survivors)
         return epsilon({event: unit.rounds}, delta=unit.delta) <= unit.epsilon
 
-    for stddev in SHARE_STDDEVS:
+    for stddev in share_stddevs:
         if within_budget(needed, stddev):
             low, high = needed, MAX_INT_BOUND + 1
             while high - low > 1:
@@ -229,7 +236,7 @@ def calibrate(
             return release(low, stddev)
     raise CapacityError(
         f"int_bound must be >= 8 sqrt(dimension) = {needed}, and no such bound keeps epsilon {unit.epsilon} over "
-        f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {SHARE_STDDEVS[-1]}: "
+        f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
         "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )
 

@@ -22,10 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import shake_256
-from math import exp, inf, lgamma, log, log1p
+from math import log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import ClientId
 
@@ -92,7 +94,7 @@ def choose_degree(*, clients: int, max_colluders: int, max_dropouts: int) -> Deg
         threshold = required_threshold(holders=degree + 1, corrupt_holders=corrupt)
         if threshold > degree:
             continue
-        too_few = _log_tail(clients - 1, max_dropouts, degree, degree - threshold + 1)
+        too_few = _log_tails(clients - 1, max_dropouts, degree)[degree - threshold + 1]
         if log(clients) + too_few <= -CORRECTNESS * log(2):
             return Degree(degree=degree, corrupt_holders=corrupt)
     return complete
@@ -114,25 +116,30 @@ def _corrupt_holders(clients: int, smallest: int, colluders: int, degree: int) -
 
     def least(draws: int, allowed: float) -> int:
         """The smallest count that a sample of `draws` passes with log-probability `allowed` at most."""
-        return next(x for x in range(draws + 1) if _log_tail(smallest - 1, colluders, draws, x + 1) <= allowed)
+        return int(np.argmax(_log_tails(smallest - 1, colluders, draws)[1:] <= allowed))
 
     neighbours = least(degree, rare - log(clients))
     one_side = least(degree // 2, rare / 2 - log(clients))  # two runs must fail together
     return max(neighbours, 2 * one_side + 1)
 
 
-def _log_tail(population: int, marked: int, draws: int, least: int) -> float:
-    """Log of P[X >= least] for X hypergeometric: marked members among `draws` out of `population`."""
-    low, high = max(least, draws - (population - marked), 0), min(draws, marked)
-    terms = [
-        _log_choose(marked, x) + _log_choose(population - marked, draws - x) - _log_choose(population, draws)
-        for x in range(low, high + 1)
-    ]
-    if not terms:
-        return -inf
-    top = max(terms)
-    return top + log1p(sum(exp(term - top) for term in terms) - 1)
+def _log_tails(population: int, marked: int, draws: int) -> NDArray[np.float64]:
+    """Log of P[X >= x] for x = 0 .. draws + 1, X hypergeometric: marked members among `draws` out of `population`."""
+    logs = _log_factorials(population)
+
+    def choose(n: int, k: NDArray[np.int64] | int) -> NDArray[np.float64]:
+        chosen: NDArray[np.float64] = logs[n] - logs[k] - logs[n - k]
+        return chosen
+
+    counts = np.arange(max(0, draws - (population - marked)), min(draws, marked) + 1)
+    masses = choose(marked, counts) + choose(population - marked, draws - counts) - choose(population, draws)
+    tails = np.full(draws + 2, -np.inf)
+    tails[counts] = np.logaddexp.accumulate(masses[::-1])[::-1]
+    tails[: counts[0]] = 0.0
+    return tails
 
 
-def _log_choose(n: int, k: int) -> float:
-    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+@lru_cache(maxsize=4)
+def _log_factorials(n: int) -> NDArray[np.float64]:
+    """Log of 0!, 1!, ..., n!."""
+    return np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))

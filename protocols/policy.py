@@ -20,12 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, assert_never
+from typing import Protocol, assert_never
 
 from .errors import ClientId, PolicyRefusal
-
-if TYPE_CHECKING:
-    from .session import RoundConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +90,22 @@ class History:
         return History(serial=serial, rounds=rounds, peers=peers, signed=signed)
 
 
+class Proposal(Protocol):
+    """What a policy looks at in the configuration of a round, whatever the protocol."""
+
+    @property
+    def round_id(self) -> bytes:
+        """32 bytes that no other round has."""
+
+    @property
+    def min_survivors(self) -> int:
+        """The smallest number of clients whose sum may be revealed."""
+
+    @property
+    def corrupt_holders(self) -> int:
+        """How many holders of one secret may collude with the server."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPolicy:
     """A client's own floors, fixed when it is enrolled.
@@ -113,7 +126,7 @@ class ClientPolicy:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    def check_round(self, config: RoundConfig, history: History) -> None:
+    def check_round(self, config: Proposal, history: History) -> None:
         """Refuses rounds below the floors, and rounds joined before.
 
         Raises:
@@ -149,5 +162,5 @@ class ClientPolicy:
             if 0 < difference < self.min_survivors:
                 raise PolicyRefusal(
                     f"this survivor set differs in {difference} clients from one signed on the same model; "
-                    f"at least {self.min_survivors} are needed, or distributed noise"
+                    f"at least {self.min_survivors} are needed, or distributed noise, or a new model"
                 )

@@ -25,6 +25,10 @@ from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
+UNIT_OPTIONS = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
+PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "modulus_bits", "unit", *UNIT_OPTIONS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parser = _parser()
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--clients", type=int, help="clients in a round")
     plan.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
     plan.add_argument("--max-colluders", type=int, help="clients that may work with the server")
-    plan.add_argument("--modulus-bits", type=int, default=32, help="bits of a masked coordinate (default: %(default)s)")
+    plan.add_argument("--modulus-bits", type=int, help="bits of a masked coordinate (default: 32)")
     plan.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
     plan.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
     plan.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
@@ -93,6 +97,9 @@ def _plan(options: argparse.Namespace) -> int:
     if options.dimension < 1:
         raise ValueError(f"--dimension must be at least 1, got {options.dimension}")
     like = {"model": np.broadcast_to(np.float32(0), (options.dimension,))}
+    given = [f"--{name.replace('_', '-')}" for name in PLAN_OPTIONS if getattr(options, name) is not None]
+    if options.config is not None and given:
+        raise ValueError(f"--config says it all: leave out {', '.join(given)}, or the file")
     config = (
         _config_from_options(options, like)
         if options.config is None
@@ -125,8 +132,7 @@ def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
     if missing:
         raise ValueError(f"plan needs --config, or also {', '.join(missing)}")
-    names = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
-    unit = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    unit = {name: getattr(options, name) for name in UNIT_OPTIONS if getattr(options, name) is not None}
     preset = AggregationConfig.cross_silo if options.clients <= MAX_SILOS else AggregationConfig.cross_device
     return preset(
         like=like,
@@ -134,7 +140,7 @@ def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -
         max_dropouts=options.max_dropouts,
         max_colluders=options.max_colluders,
         privacy=privacy_unit({"unit": options.unit, **unit}),
-        modulus_bits=options.modulus_bits,
+        modulus_bits=32 if options.modulus_bits is None else options.modulus_bits,
     )
 
 

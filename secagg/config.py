@@ -15,7 +15,8 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
     "record": RecordLevel,
     "none": NoPrivacy,
 }
+COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
+MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
 
 
@@ -108,6 +111,11 @@ class AggregationConfig:
 
     def _derive_graph(self) -> None:
         chosen = choose_degree(clients=self.clients, max_colluders=self.max_colluders, max_dropouts=self.max_dropouts)
+        if self.clients > MAX_COMPLETE and chosen.degree == self.clients - 1:
+            raise ValueError(
+                f"no sparse graph is safe for {self.clients} clients with {self.max_colluders} colluders and "
+                f"{self.max_dropouts} dropouts: assume fewer of either, or form smaller cohorts"
+            )
         threshold = required_threshold(holders=chosen.degree + 1, corrupt_holders=chosen.corrupt_holders)
         if self.min_survivors < threshold:
             raise ValueError(
@@ -121,13 +129,26 @@ class AggregationConfig:
     def _derive_noise(self) -> None:
         mechanism = None
         if not isinstance(self.privacy, NoPrivacy):
-            mechanism = calibrate(
+            if self.clients == 2:
+                raise ValueError("between two clients nothing is hidden: distributed noise needs at least 3")
+            fit = partial(
+                calibrate,
                 self.privacy,
                 dimension=self.layout.length,
                 clients=self.clients,
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
             )
+            mechanism = fit()
+            object.__setattr__(self, "mechanism", mechanism)
+            for coarser in COARSER_STDDEVS:
+                if self.needed_bits <= self.modulus_bits or self.modulus_bits not in NATIVE_BITS:
+                    break
+                try:
+                    mechanism = fit(share_stddevs=(coarser,))
+                except CapacityError:
+                    break  # a step that coarse is too coarse for the model; the refusal below names the bits
+                object.__setattr__(self, "mechanism", mechanism)
         object.__setattr__(self, "mechanism", mechanism)
         if mechanism is not None and self.modulus_bits not in NATIVE_BITS:
             raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
@@ -165,7 +186,7 @@ class AggregationConfig:
             max_dropouts: how many may vanish.
             max_colluders: how many may work with the server; there is no default, since it is a claim about people.
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
-            modulus_bits: 32 (default); without privacy also 8, 10, 12, 16 or 21.
+            modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             application: free text that keeps different applications apart.
 
         Raises:
@@ -375,12 +396,13 @@ def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
     name = arguments.pop("unit", None)
     if not isinstance(name, str) or name not in UNITS:
         raise ValueError(f"privacy unit must be one of {sorted(UNITS)}, got {name!r}")
-    try:
-        return UNITS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"privacy unit {name!r}: {error}") from None
+    known = {entry.name for entry in fields(UNITS[name])}
+    if known != set(arguments):
+        missing, unknown = sorted(known - set(arguments)), sorted(set(arguments) - known)
+        raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}")
+    return UNITS[name](**arguments)
 
 
-def _plain_numbers(fields: Mapping[str, Any]) -> dict[str, int | float]:
+def _plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
     """Counts as int, all else as float: 1 and 1.0 of two parties must give one digest."""
-    return {name: value if name in ("rounds", "records") else float(value) for name, value in fields.items()}
+    return {name: value if name in ("rounds", "records") else float(value) for name, value in values.items()}

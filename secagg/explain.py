@@ -105,7 +105,8 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
             Explanation(
                 name="denominator",
                 value=privacy.denominator,
-                reason="public: sampling_rate x records; a realised batch size would be a release of its own",
+                reason="public: sampling_rate x records, times the share of clients that survive; "
+                "a realised batch size would be a release of its own",
             )
         )
     rungs = config.ladder()

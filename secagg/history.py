@@ -62,14 +62,17 @@ class ClientHistory:
             )
         self._head = b""
         records: list[Record] = []
-        self._database = sqlite3.connect(self._path, isolation_level=None, timeout=0)
+        try:
+            self._database = sqlite3.connect(self._path, isolation_level=None, timeout=0)
+        except sqlite3.Error as error:
+            raise PolicyRefusal(f"the history {path} cannot be opened: {error}") from None
         try:
             (application,) = self._database.execute("PRAGMA application_id").fetchone()
             if application != APPLICATION_ID:
                 raise ValueError("it is not a client history")
             # Two processes over one history would each sign what the other's record forbids.
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA synchronous = EXTRA")
             self._database.execute("BEGIN EXCLUSIVE")
             rows = self._database.execute("SELECT number, record, digest FROM record ORDER BY number").fetchall()
             self._database.execute("COMMIT")

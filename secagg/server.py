@@ -29,6 +29,7 @@ from protocols import (
     Event,
     LocalProtocolError,
     PairwiseServer,
+    PeerRejected,
     Phase,
     Roster,
     SendMessage,
@@ -151,7 +152,9 @@ class Server:
         return [SendMessage(to=client, data=invitation) for client in self._roster]
 
     def receive(self, sender: int, data: bytes) -> list[ServerEvent]:
-        """Takes one message of a client; a bad one becomes `PeerRejected` and changes nothing."""
+        """Takes one message of a client; a bad or late one becomes `PeerRejected` and changes nothing."""
+        if self.phase in (Phase.READY, Phase.FINISHED, Phase.ABORTED):
+            return [PeerRejected(client=ClientId(sender), reason="no round is open")]
         return list(self._live().receive(ClientId(sender), data))
 
     def close_phase(self) -> list[ServerEvent]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp import PrivacyLedger
+from dp import LedgerError, PrivacyLedger
 from dp.samplers import UInt32Vector
 from protocols import ClientId, ContributionNeeded, Event, Identity, Phase, Roster, SendMessage, TooFewClientsError
 from protocols.session import SERVER_TRANSITIONS
@@ -85,6 +85,7 @@ class Simulation:
         self.config = config
         self.exact_sums = 0
         self._directory = None if ledger_directory is None else Path(ledger_directory)
+        self._continued = self._directory is not None and any(self._directory.glob("*.ledger"))
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
@@ -194,6 +195,8 @@ class Simulation:
         if path.exists():
             return PrivacyLedger.open(path)
         self._directory.mkdir(parents=True, exist_ok=True)
+        if self._continued:
+            raise LedgerError(f"{path} is missing beside other ledgers: a new one would forget what was spent")
         return PrivacyLedger.create(path, budget=budget)
 
 

@@ -138,7 +138,8 @@ def _products(
 
 def _twist() -> NDArray[np.complex128]:
     """complex128[N/2]: w^k."""
-    return np.exp(1j * np.pi / DEGREE * np.arange(_HALF))
+    powers: NDArray[np.complex128] = np.exp(1j * np.pi / DEGREE * np.arange(_HALF))
+    return powers
 
 
 def _fold(coefficients: NDArray[np.signedinteger], twist: NDArray[np.complex128]) -> NDArray[np.complex128]:

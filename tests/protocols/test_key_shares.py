@@ -65,11 +65,16 @@ class TestShare:
         assert [key_shares.encoded_bytes(i, 3) for i in range(5)] == [len(one) for one in encoded]
 
     def test_a_seed_stands_for_its_keystream_by_rejection(self) -> None:
-        seed = bytes([3]) * 32
-        stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(8192))
-        elements = [int.from_bytes(stream[i : i + 2], "little") for i in range(0, 8192, 2)]
-        uniform = [element for element in elements if element < SHAMIR_PRIME][:DEGREE]
-        assert key_shares.decode(seed).tolist() == uniform
+        """Enough seeds to meet the smallest rejected element, 65521."""
+        met = False
+        for i in range(100):
+            seed = bytes([i]) * 32
+            stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(8192))
+            elements = np.frombuffer(stream, dtype="<u2").tolist()
+            met = met or SHAMIR_PRIME in elements[:DEGREE]
+            uniform = [element for element in elements if element < SHAMIR_PRIME][:DEGREE]
+            assert key_shares.decode(seed).tolist() == uniform
+        assert met
 
     def test_a_seed_with_too_many_rejections_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(key_shares, "_DRAWN_AT_ONCE", DEGREE)

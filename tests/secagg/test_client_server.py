@@ -31,6 +31,7 @@ from secagg import (
     MalformedMessageError,
     MemoryHistory,
     NoPrivacy,
+    PeerRejected,
     Phase,
     PolicyRefusal,
     PrivacyLedger,
@@ -576,6 +577,23 @@ class TestContribute:
         parties.advance(Phase.FINISHED)  # the mistake did not cost the round
         assert fates(parties.ledger(2)) == [("commit", cost(config, 5))]
 
+    def test_not_in_another_round_than_it_was_asked_in(self) -> None:
+        """Preparing takes time; meanwhile the server may have opened the next round."""
+        config = private_config(rounds=4)
+        parties = self.at_contribution(config)
+        server = Server(config, roster=parties.roster, ledger=memory_ledger(config))
+        invitation = server.begin()[1].data
+
+        class Slow(dict[str, np.ndarray]):
+            def __getitem__(self, name: str) -> np.ndarray:
+                if parties.clients[2].phase is Phase.CONTRIBUTE:
+                    parties.clients[2].begin(invitation)
+                return super().__getitem__(name)
+
+        with pytest.raises(LocalProtocolError, match="another round"):
+            parties.clients[2].contribute(Slow(parties.updates[2]))  # type: ignore[call-overload]
+        assert [fate for fate, _ in fates(parties.ledger(2))] == ["release", "reserve"]
+
     @pytest.mark.parametrize("phase", [Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS, Phase.CONSISTENCY_CHECK, Phase.FINISHED])
     def test_not_out_of_turn(self, phase: Phase) -> None:
         config = private_config()
@@ -593,8 +611,9 @@ class TestContribute:
             parties.clients[2].contribute({"w": np.zeros(4)})
         with pytest.raises(LocalProtocolError, match="no round is open"):
             parties.clients[2].receive(b"")
-        with pytest.raises(LocalProtocolError, match="no round is open"):
-            parties.server.receive(2, b"")
+        (late,) = parties.server.receive(2, b"")  # the network may deliver long after the round
+        assert isinstance(late, PeerRejected)
+        assert late.reason == "no round is open"
         assert parties.clients[2].phase is parties.server.phase is Phase.READY
 
     def test_records_and_an_empty_batch(self) -> None:

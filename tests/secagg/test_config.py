@@ -103,6 +103,11 @@ class TestLegality:
         with pytest.raises((ValueError, TypeError)):
             silo(privacy, **{**arguments, name: change(arguments[name])})  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("privacy", [None, "client", {"unit": "none", "clip_norm": 1.0}, ClientLevel])
+    def test_privacy_is_a_unit(self, privacy: object) -> None:
+        with pytest.raises(ValueError, match="privacy must be one of"):
+            silo(privacy)
+
     @pytest.mark.parametrize("bits", [0, 7, 9, 20, 24, 33, 64])
     def test_lanes(self, bits: int) -> None:
         with pytest.raises(ValueError, match="modulus_bits"):
@@ -158,12 +163,35 @@ class TestRing:
             assert clients * bound < 2 ** (bits - 1)
         assert bound == 2**26 or 2 * clients * (bound + 1) > 2**bits - 1
 
-    def test_sixteen_bits_with_noise_are_refused_with_the_bits_needed(self) -> None:
-        with pytest.raises(CapacityError) as caught:
-            silo(CLIENT, modulus_bits=16)
-        needed = silo(CLIENT).needed_bits
-        assert 16 < needed <= 32
-        assert f"16 bits cannot hold the sum: {needed} are needed" in str(caught.value)
+    def test_sixteen_bits_with_noise_take_coarser_steps_of_the_same_noise(self) -> None:
+        fine, coarse = silo(CLIENT), silo(CLIENT, modulus_bits=16)
+        assert fine.mechanism is not None
+        assert coarse.mechanism is not None
+        assert 16 < fine.needed_bits <= 32
+        assert coarse.needed_bits <= 16
+        assert coarse.mechanism.share_variance < fine.mechanism.share_variance
+        assert coarse.mechanism.noise_multiplier == pytest.approx(fine.mechanism.noise_multiplier, rel=0.01)
+        ladder = coarse.ladder()
+        assert ladder is not None
+        assert ladder.guaranteed <= CLIENT.epsilon
+
+    def test_sixteen_bits_with_noise_are_refused_where_no_step_fits(self) -> None:
+        with pytest.raises(CapacityError, match=r"16 bits cannot hold the sum: \d+ are needed"):
+            silo(CLIENT, like={"w": np.zeros(1_000_000)}, modulus_bits=16)
+
+    def test_large_cohorts_with_noise_fit_the_ring(self) -> None:
+        config = AggregationConfig.cross_device(
+            like=LIKE, clients=20_000, max_dropouts=2000, max_colluders=200, privacy=CLIENT
+        )
+        assert config.needed_bits <= 32
+
+    def test_a_cohort_too_large_for_the_complete_graph_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no sparse graph is safe"):
+            AggregationConfig.cross_device(like=LIKE, clients=5000, max_dropouts=2000, max_colluders=1000, privacy=NONE)
+
+    def test_two_clients_cannot_share_noise(self) -> None:
+        with pytest.raises(ValueError, match="between two clients"):
+            silo(CLIENT, clients=2, max_dropouts=0, max_colluders=0)
 
     @pytest.mark.parametrize("privacy", [CLIENT, RECORD])
     def test_noise_never_shares_a_word(self, privacy: object) -> None:
@@ -341,6 +369,13 @@ class TestCrossDevice:
     @pytest.mark.parametrize("clients", [3, 50, 100])
     def test_is_the_complete_graph_below(self, clients: int) -> None:
         assert self.device(clients, 0, 1) == silo(clients=clients, max_dropouts=0, max_colluders=1)
+
+    @pytest.mark.parametrize(("clients", "dropouts", "colluders"), [(101, 20, 20), (150, 40, 40), (300, 100, 30)])
+    def test_what_it_derives_the_protocol_accepts(self, clients: int, dropouts: int, colluders: int) -> None:
+        """Ring or, where no ring is safe, the complete graph."""
+        config = self.device(clients, dropouts, colluders)
+        assert config.round_config(round_id=bytes(32), model=bytes(32)).degree == config.degree
+        assert config.threshold <= config.min_survivors
 
     def test_more_colluders_need_more_neighbours(self) -> None:
         degrees = [self.device(500, 25, colluders).degree for colluders in (0, 5, 25, 100)]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -214,6 +215,17 @@ class TestRefusals:
         first.append(some_records(1)[0])
         first.close()
         assert opened(tmp_path / "history").serial == 1
+
+    def test_written_by_a_newer_version(self, tmp_path: Path) -> None:
+        """A record of a kind that this version does not know may forbid what this version would sign."""
+        history = ClientHistory.enrol(tmp_path / "history")
+        history.append(some_records(1)[0])
+        newer = msgspec.msgpack.encode(["rotated", bytes(32)])
+        database = history._database  # the file is locked for everybody else
+        database.execute("INSERT INTO record (record, digest) VALUES (?, ?)", (newer, history._link(newer)))
+        history.close()
+        with pytest.raises(PolicyRefusal):
+            ClientHistory(tmp_path / "history")
 
     def test_append_after_close(self, tmp_path: Path) -> None:
         history = ClientHistory.enrol(tmp_path / "history")

@@ -98,8 +98,8 @@ class Plan:
 @st.composite
 def plans(draw: st.DrawFn, units: tuple[str, ...] = UNITS) -> Plan:
     unit = draw(st.sampled_from(units))
-    clients = draw(st.integers(2, 8))
     noised = not unit.startswith("none")
+    clients = draw(st.integers(3 if noised else 2, 8))
     colluders = draw(st.integers(0, max(0, clients - 2) if noised else clients - 1))
     threshold = max(2 if clients == 2 else 3, (clients + colluders) // 2 + 1)
     dropouts = draw(st.integers(0, clients - threshold))
@@ -145,7 +145,7 @@ class TestEveryPatternOfSilence:
         room = 2.0 * (length / (8 * encoder.int_bound**2) + 8 / encoder.int_bound)
         np.testing.assert_allclose(result.mean["w"], np.mean(clipped, axis=0), atol=step + room, rtol=0)
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(plan=plans(units=("client", "record")))
     def test_ledgers_tell_what_happened(self, plan: Plan) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,230 @@
+"""One round with all its parties, timed: every client masks for real, and the sum must be the plain one.
+
+Rules:
+
+1. Times are CPU seconds of this process, apart for each party. Clients run one after the other; the median counts.
+2. `mask` is the whole `contribute` call: pack, derive, expand, add, hash, sign. `unmask` is the whole last phase:
+   reconstruct, agree, derive, expand, subtract, unpack. `total` is everything that a party computes.
+3. Dropouts fall silent after ShareKeys, where they cost the server most.
+4. What reaches the server is kept, and the server is measured on further ones that are given the same messages: the
+   least of a few times, since a busy machine only ever adds to them; memory apart, since tracing is slow.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import statistics
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+
+from protocols import (
+    AggregateReady,
+    ClientId,
+    ClientPolicy,
+    ContributionNeeded,
+    Event,
+    History,
+    Identity,
+    PairwiseClient,
+    PairwiseServer,
+    PeerRejected,
+    PersistBeforeSend,
+    Phase,
+    Roster,
+    RoundConfig,
+    SendMessage,
+    required_threshold,
+)
+from protocols.graph import Degree
+from protocols.pairwise.server import Map
+from protocols.primitives.packing import UInt32Vector, largest_entry, packed_bytes
+from protocols.wire import MaskedInput, decode_signed, message_limit
+
+from .harness import Stopwatch, best_cpu_seconds
+
+REPEAT = 3
+COLLUDERS = 10  # percent of the clients that may collude, unless a benchmark is told otherwise
+
+
+def fixed_degree(degree: int | None, *, clients: int) -> Degree:
+    """A degree as asked for, with a tenth of the holders corrupt; None is the complete graph.
+
+    Below the degree of the policy (`protocols.graph.choose_degree`) such a ring is for comparison only.
+    """
+    if degree is None or degree >= clients - 1:
+        return Degree(degree=clients - 1, corrupt_holders=clients * COLLUDERS // 100)
+    return Degree(degree=degree, corrupt_holders=max(1, degree * COLLUDERS // 100))
+
+
+def round_config(*, clients: int, dropouts: int, dimension: int, bits: int, degree: Degree) -> RoundConfig:
+    """A round in which exactly `dropouts` clients may vanish.
+
+    Raises:
+        ValueError: there is no such round; says why.
+    """
+    return RoundConfig(
+        round_id=os.urandom(32),
+        cohort=clients,
+        threshold=required_threshold(holders=degree.degree + 1, corrupt_holders=degree.corrupt_holders),
+        min_survivors=clients - dropouts,
+        degree=degree.degree,
+        corrupt_holders=degree.corrupt_holders,
+        length=dimension,
+        modulus_bits=bits,
+        model=bytes(32),
+        binding=bytes(32),
+    )
+
+
+@contextmanager
+def expansion(threads: int) -> Iterator[Map]:
+    """Where the server expands masks."""
+    if threads == 1:
+        yield builtins.map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
+
+
+class Round:
+    """All parties of one round. Vectors are made when they are needed; what reaches the server is kept.
+
+    Args:
+        config: the round; as many clients as may vanish do.
+        map: where the server expands masks.
+
+    Attributes:
+        inbox: by phase, every message that the server received.
+    """
+
+    def __init__(self, config: RoundConfig, *, map: Map = builtins.map) -> None:  # noqa: A002 - as in PairwiseServer
+        self.config, self.map = config, map
+        ids = [ClientId(client) for client in range(1, config.cohort + 1)]
+        self.dropped = frozenset(ids[: config.cohort - config.min_survivors])
+        identities = {client: Identity.generate() for client in ids}
+        self.roster = Roster({client: identity.public for client, identity in identities.items()})
+        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
+        self.clients = {
+            client: PairwiseClient(
+                config, client, identity=identities[client], roster=self.roster, policy=policy, history=History()
+            )
+            for client in ids
+        }
+        self.server = PairwiseServer(config, roster=self.roster, map=map)
+        self.inbox: dict[Phase, list[tuple[ClientId, bytes]]] = {}
+        self._watches = {client: Stopwatch() for client in ids}
+        self._plain = np.zeros(config.length, dtype=np.uint32)
+        self._result: AggregateReady | None = None
+
+    def run(self) -> None:
+        """The whole round.
+
+        Raises:
+            ValueError: the sum is not the plain one, or an honest message was refused.
+        """
+        for client in self.clients:
+            self._client(client, self.clients[client].start)
+        while self._result is None:
+            for event in self.server.close_phase():
+                match event:
+                    case AggregateReady():
+                        self._result = event
+                    case SendMessage(to=to, data=data) if to is not None:
+                        self._client(to, partial(self.clients[to].receive, data))
+        expected = self._plain & np.uint32(2**self.config.modulus_bits - 1)
+        if not np.array_equal(self._result.vector, expected):
+            raise ValueError("the sum is not the plain one")
+
+    def client_seconds(self, part: str) -> float:
+        """The median over the surviving clients."""
+        return statistics.median(
+            watch.cpu[part] for client, watch in self._watches.items() if client not in self.dropped
+        )
+
+    def upload_bytes(self) -> int:
+        """All messages of the client with the highest id, which survives."""
+        last = max(self.clients)
+        return sum(len(data) for messages in self.inbox.values() for client, data in messages if client == last)
+
+    def removed_masks(self) -> int:
+        """How many masks the server expands: one for each survivor, one for each pair of a dropout and a survivor."""
+        holders = self.server._rules.graph.holders
+        pairs = sum(len(set(holders(client)) - self.dropped) for client in self.dropped)
+        return self.config.min_survivors + pairs
+
+    def server_seconds(self) -> Stopwatch:
+        """The server's `total` and `unmask`, in the fastest of a few repetitions."""
+        return min((self.repeat_server() for _ in range(REPEAT)), key=lambda watch: watch.cpu["total"])
+
+    def verify_seconds(self) -> float:
+        """CPU seconds that the server spends on decoding, hashing and checking the signatures of all masked vectors."""
+        limit = message_limit(self.config.cohort)
+        tail = packed_bytes(self.config.length, self.config.modulus_bits)
+
+        def verify() -> None:
+            for client, data in self.inbox[Phase.MASKED_INPUT]:
+                frame = decode_signed(data, MaskedInput, limit=limit, tail_bytes=tail)
+                self.roster.check_signature(client, "MaskedInput", frame.digest, frame.signature)
+
+        return best_cpu_seconds(verify, repeat=REPEAT)
+
+    def server_peak_bytes(self) -> int:
+        """The most that a server has allocated at any time in this round, received messages not counted."""
+        tracemalloc.start()
+        self.repeat_server()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    def repeat_server(self) -> Stopwatch:
+        """Gives a new server the same messages.
+
+        Raises:
+            ValueError: it got another sum.
+        """
+        watch = Stopwatch()
+        server = PairwiseServer(self.config, roster=self.roster, map=self.map)
+        events: list[Event] = []
+        for phase, messages in self.inbox.items():
+            with watch.measure("total"):
+                for client, data in messages:
+                    server.receive(client, data)
+                with watch.measure("unmask" if phase is Phase.UNMASK else "route"):
+                    events = server.close_phase()
+        match events:
+            case [AggregateReady(transcript=transcript)] if self._result and transcript == self._result.transcript:
+                return watch
+        raise ValueError("from the same messages a second server got another sum")
+
+    def _client(self, client: ClientId, call: Callable[[], list[Event]], part: str = "talk") -> None:
+        watch = self._watches[client]
+        with watch.measure("total"), watch.measure(part):
+            events = call()
+        for event in events:
+            match event:
+                case PersistBeforeSend():
+                    self._client(client, self.clients[client].persisted)
+                case ContributionNeeded() if client not in self.dropped:
+                    self._client(client, partial(self.clients[client].contribute, self._vector(client)), "mask")
+                case SendMessage(data=data):
+                    self._deliver(client, data)
+
+    def _deliver(self, client: ClientId, data: bytes) -> None:
+        self.inbox.setdefault(self.server.phase, []).append((client, data))
+        for event in self.server.receive(client, data):
+            if isinstance(event, PeerRejected):
+                raise ValueError(f"honest client {client} was rejected: {event.reason}")
+
+    def _vector(self, client: ClientId) -> UInt32Vector:
+        """The client's vector: a cheap, deterministic pattern; masking takes the same time for any values."""
+        bound = largest_entry(self.config.modulus_bits, self.config.cohort)
+        pattern = np.arange(self.config.length, dtype=np.uint64) * np.uint64(2654435761 * client) % np.uint64(bound + 1)
+        vector = pattern.astype(np.uint32)
+        np.add(self._plain, vector, out=self._plain)
+        return vector

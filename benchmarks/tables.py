@@ -1,0 +1,145 @@
+"""Writes TABLES.md from results/*.json. Numbers in it are never typed; a test holds it to the files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .harness import RESULTS, say
+
+TABLES = Path(__file__).parent / "TABLES.md"
+Facts = dict[str, Any]  # one file of results
+
+HEAD = """# Measurements
+
+Generated from `results/*.json` by `python -m benchmarks tables`: do not edit. [README.md](README.md) says what is
+measured and how. Times are CPU seconds, sizes are bytes unless they say otherwise, 1 MB is 10^6 bytes.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Registers `tables`."""
+    parser = commands.add_parser("tables", help="write TABLES.md from results/*.json")
+    parser.set_defaults(command=_command)
+
+
+def _command(_options: argparse.Namespace) -> int:
+    TABLES.write_text(render(load(RESULTS)))
+    say(f"wrote {TABLES}")
+    return 0
+
+
+def load(folder: Path) -> list[Facts]:
+    """All results, ordered by the names of their files."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def render(results: Iterable[Facts]) -> str:
+    """The whole document.
+
+    Raises:
+        ValueError: a result is of no benchmark that has a table.
+    """
+    sections: dict[str, tuple[str, Callable[[Sequence[Facts]], list[str]]]] = {
+        "benchmarks/speed/1": ("Speed: one round", _speed),
+        "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
+        "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
+    }
+    found: dict[str, list[Facts]] = {schema: [] for schema in sections}
+    for facts in results:
+        if facts["schema"] not in found:
+            raise ValueError(f"there is no table for {facts['schema']!r}, made by {facts.get('command')!r}")
+        found[facts["schema"]].append(facts)
+    lines = [HEAD]
+    for schema, (title, table) in sections.items():
+        if found[schema]:
+            lines += [f"## {title}", "", *table(found[schema]), "", *_origin(found[schema]), ""]
+    return "\n".join(lines)
+
+
+def _speed(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "clients", "degree", "coordinates", "bits", "client: mask", "mask / floor", "client: all", "server: unmask",
+        "unmask / floor", "server: all", "of it verifying", "server peak, MB", "peak / vector", "upload, MB",
+    )  # fmt: skip
+    rows = []
+    for facts in results:
+        client, server = facts["client"], facts["server"]
+        rows.append((
+            _count(facts["clients"]), _count(facts["degree"]), _count(facts["dimension"]), str(facts["bits"]),
+            f"{client['mask_s']:.4f}", f"{client['mask_over_floor']:.2f}", f"{client['total_s']:.4f}",
+            f"{server['unmask_s']:.3f}", f"{server['unmask_over_floor']:.2f}", f"{server['total_s']:.3f}",
+            f"{server['verify_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}", f"{server['peak_over_vector']:.1f}",
+            f"{facts['upload_bytes'] / 1e6:.3f}",
+        ))  # fmt: skip
+    return _table(head, rows)
+
+
+def _sizes(results: Sequence[Facts]) -> list[str]:
+    head = ("", *(_shape(facts) for facts in results))
+    rows = [
+        (f"{arrow} {message}", *(_count(facts[way][message]) for facts in results))
+        for way, arrow in (("upload", "↑"), ("download", "↓"))
+        for message in results[0][way]
+    ]
+    rows.append(("upload above its lanes", *(f"{facts['overhead_percent']:.2f} %" for facts in results)))
+    rows.append(("upload over float32", *(f"{facts['ratio_to_float32']:.3f}×" for facts in results)))
+    return _table(head, rows)
+
+
+def _shape(facts: Facts) -> str:
+    return (
+        f"n = {_count(facts['clients'])}, k = {facts['degree']}, d = {_count(facts['dimension'])}, {facts['bits']} bits"
+    )
+
+
+def _scaling(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "coordinates", "bits", "clients", "degree", "threshold", "dropouts", "client: all", "client: mask",
+        "server: all", "server: unmask", "server peak, MB",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for facts in results:
+        shape = (_count(facts["dimension"]), str(facts["bits"]))
+        for one in facts["rounds"]:
+            client, server = one["client"], one["server"]
+            rows.append((
+                *shape, *(_count(one[name]) for name in ("clients", "degree", "threshold", "dropouts")),
+                f"{client['total_s']:.4f}", f"{client['mask_s']:.4f}", f"{server['total_s']:.3f}",
+                f"{server['unmask_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}",
+            ))  # fmt: skip
+        slopes = facts["exponents"]
+        rows.append((
+            *shape, "growth", "", "", "", f"n^{slopes['client']:.2f}", "", f"n^{slopes['server']:.2f}", "",
+            f"n^{slopes['server_peak']:.2f}",
+        ))  # fmt: skip
+    return _table(head, rows)
+
+
+def _origin(results: Sequence[Facts]) -> list[str]:
+    """The command of every result, and the machines they ran on."""
+    lines = ["Made by", "", "```", *(facts["command"] for facts in results), "```", ""]
+    for text in dict.fromkeys(_machine(facts["environment"]) for facts in results):
+        lines.append(f"on {text}.")
+    return lines
+
+
+def _machine(environment: Facts) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    return (
+        f"{environment['processor']} ({environment['machine']}, {environment['cores']} cores), "
+        f"Python {environment['python']}, {packages}, {environment['openssl']}"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown; all columns but the first are numbers."""
+    alignment = ["---", *["---:"] * (len(head) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (head, alignment, *rows)]
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"

@@ -1,0 +1,82 @@
+"""Computed sizes are those of real messages, byte by byte."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import secagg
+from benchmarks.__main__ import main
+from benchmarks.sizes import count
+from protocols import Phase
+from secagg import AggregationConfig, NoPrivacy, Simulation
+from tests.rounds import Round, kind_of, random_vectors, round_config
+
+SCHEMA = json.loads((Path(secagg.__file__).parent / "schema.json").read_text())
+NOT_IN_A_SESSION = {"Invitation", "total"}  # invitations are written by `secagg.Server`
+
+
+def test_prints_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sizes", "--clients", "8", "--dimension", "2000", "--bits", "16", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sorted(facts) == sorted(SCHEMA["benchmarks sizes"])
+    assert facts["vector_bytes"] == 4000
+    assert facts["overhead_percent"] == pytest.approx(100 * (facts["upload"]["total"] - 4000) / 4000)
+    assert facts["ratio_to_float32"] == facts["upload"]["total"] / 8000
+    for way in ("upload", "download"):
+        assert facts[way].pop("total") == sum(facts[way].values())
+
+
+@pytest.mark.parametrize(("clients", "bits"), [(3, 32), (20, 16), (20, 21)])
+def test_uploads_are_those_that_reach_the_server_of_a_simulation(clients: int, bits: int) -> None:
+    config = AggregationConfig.cross_silo(
+        like={"w": np.zeros(1001)},
+        clients=clients,
+        max_dropouts=0,
+        max_colluders=0,
+        privacy=NoPrivacy(clip_norm=1.0),
+        modulus_bits=bits,
+    )
+    sent: Counter[int] = Counter()
+
+    def tap(client: int, _phase: Phase, data: bytes) -> None:
+        sent[client] += len(data)
+
+    updates = {client: {"w": np.full(1001, 1e-3)} for client in range(1, clients + 1)}
+    Simulation(config, clients=updates).round(updates, tap=tap)
+    expected = count(clients=clients, dimension=1001, degree=None, bits=bits)["upload"]["total"]
+    assert sent == dict.fromkeys(updates, expected)
+
+
+@pytest.mark.parametrize(("cohort", "degree"), [(12, None), (131, None), (131, 6)])
+def test_every_message_of_a_real_round_has_its_size(cohort: int, degree: int | None) -> None:
+    """The last client of 131 has an id of two bytes; in a ring of 131, some of its neighbours have shorter ones."""
+    parties = Round(round_config(cohort, degree=degree, length=10), random_vectors(cohort, 10))
+    parties.run()
+    last = max(parties.clients)
+    sizes = count(clients=cohort, dimension=10, degree=degree, bits=32)
+    sent = {kind_of(data).__name__: len(data) for client, _, data in parties.sent if client == last}
+    assert sent == {name: size for name, size in sizes["upload"].items() if name != "total"}
+    received = {kind_of(data).__name__: len(data) for client, data in parties.received if client == last}
+    expected = {name: size for name, size in sizes["download"].items() if name not in NOT_IN_A_SESSION}
+    shorter_ids = expected.pop("SurvivorSignatures") - received.pop("SurvivorSignatures")
+    assert received == expected
+    assert shorter_ids == 0 if degree is None else 0 <= shorter_ids <= degree
+
+
+def test_an_invitation_has_its_size() -> None:
+    config = AggregationConfig.cross_silo(
+        like={"w": np.zeros(5)}, clients=3, max_dropouts=0, max_colluders=0, privacy=NoPrivacy(clip_norm=1.0)
+    )
+    invitations = Simulation(config, clients=range(1, 4))._server.begin()
+    expected = count(clients=3, dimension=5, degree=None, bits=32)["download"]["Invitation"]
+    assert [len(message.data) for message in invitations] == [expected] * 3
+
+
+def test_rounds_that_do_not_exist_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sizes", "--clients", "20", "--degree", "7"]) == 2
+    assert "degree must be even" in capsys.readouterr().err
