@@ -70,7 +70,7 @@ def tail(population: int, marked: int, draws: int, least: int) -> Fraction:
 
 
 def corrupt_bound(n: int, k: int, colluders: int, dropouts: int) -> int:
-    """c: what nobody's neighbours exceed, and what two runs of k/2 do not both exceed, with D honest clients left out."""
+    """c: what no neighbourhood exceeds, nor two runs of k/2 both, with D honest clients left out."""
     rare, others = Fraction(1, 2**SECURITY), n - dropouts - 1
     x = next(x for x in range(k + 1) if n * tail(others, colluders, k, x + 1) <= rare)
     h = next(h for h in range(k // 2 + 1) if (n * tail(others, colluders, k // 2, h + 1)) ** 2 <= rare)
