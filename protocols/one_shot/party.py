@@ -6,9 +6,9 @@ Experimental: the parameters need the lattice estimator; the written argument is
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from ..errors import (
@@ -16,9 +16,9 @@ from ..errors import (
     InconsistentViewError,
     LocalProtocolError,
     MalformedMessageError,
-    ProtocolError,
     RemoteProtocolError,
 )
+from ..lifecycle import Lifecycle
 from ..policy import ClientPolicy, History, Record
 from ..primitives import keys
 from ..roster import Identity, Roster, signed_text
@@ -37,7 +37,7 @@ class Secrets(keys.Unprintable):
         self.channels: dict[ClientId, bytes] = {}  # a client's: member -> shared secret
 
 
-class Party(keys.Unprintable, ABC):
+class Party(Lifecycle):
     """One party's part in one round, apart from the server's.
 
     Args:
@@ -80,11 +80,6 @@ class Party(keys.Unprintable, ABC):
         self._phase = Phase.READY
         self._secrets: Secrets | None = None
         self._after_persist: Callable[[], list[Event]] | None = None
-
-    @property
-    def phase(self) -> Phase:
-        """Where the session stands."""
-        return self._phase
 
     def receive(self, data: bytes) -> list[Event]:
         """Takes the one message of the server; see `ClientSession.receive`."""
@@ -131,22 +126,6 @@ class Party(keys.Unprintable, ABC):
     def _erase(self) -> None:
         self._secrets = None
         self._after_persist = None
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Any failure ends the round for this party and erases its secrets."""
-        with ExitStack() as on_failure:
-            on_failure.callback(self._abort)
-            try:
-                yield
-            except ProtocolError as error:
-                error.phase = error.phase or self._phase.value
-                raise
-            on_failure.pop_all()
-
-    def _abort(self) -> None:
-        self._erase()
-        self._phase = Phase.ABORTED
 
     @contextmanager
     def _step(self, trigger: str) -> Iterator[None]:

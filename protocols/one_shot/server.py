@@ -8,8 +8,7 @@ bad message is rejected without effect, and the sum is either exact or not relea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -20,9 +19,9 @@ from ..errors import (
     InconsistentViewError,
     LocalProtocolError,
     MalformedMessageError,
-    ProtocolError,
     RemoteProtocolError,
 )
+from ..lifecycle import Lifecycle
 from ..primitives import key_shares, keys, ring_mask
 from ..primitives.packing import UInt32Vector
 from ..roster import Roster
@@ -50,7 +49,7 @@ class _Received:
     sealed: tuple[bytes, ...]
 
 
-class OneShotServer(keys.Unprintable):
+class OneShotServer(Lifecycle):
     """The server's part in one round; keeps the `ServerSession` contract, with members in the first and last phase.
 
     Args:
@@ -69,11 +68,6 @@ class OneShotServer(keys.Unprintable):
         self._seen: set[bytes] = set()  # keys and vector digests of contributions
         self._answers: dict[ClientId, key_shares.Share] = {}
         self._words = np.zeros(0, dtype=WORD)
-
-    @property
-    def phase(self) -> Phase:
-        """Where the session stands."""
-        return self._phase
 
     @property
     def waiting_for(self) -> frozenset[ClientId]:
@@ -237,22 +231,6 @@ class OneShotServer(keys.Unprintable):
         self._answers.clear()
         self._words = np.zeros(0, dtype=WORD)
         self._expected = frozenset()
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """A failed phase ends the round, whatever failed: half-removed masks must never be taken for a sum."""
-        with ExitStack() as on_failure:
-            on_failure.callback(self._abort)
-            try:
-                yield
-            except ProtocolError as error:
-                error.phase = error.phase or self._phase.value
-                raise
-            on_failure.pop_all()
-
-    def _abort(self) -> None:
-        self._erase()
-        self._phase = Phase.ABORTED
 
 
 def _check_public_key(public: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -17,9 +17,9 @@ from ..errors import (
     InvalidSignatureError,
     LocalProtocolError,
     MalformedMessageError,
-    ProtocolError,
     RemoteProtocolError,
 )
+from ..lifecycle import Lifecycle
 from ..policy import BundlesSeen, ClientPolicy, History, KeysAdvertised, Record, SurvivorsSigned
 from ..primitives import keys, packing, prg, shamir
 from ..roster import Identity, Roster, bundle_digest, signed_text
@@ -76,7 +76,7 @@ class _Secrets(keys.Unprintable):
         self.__dict__.clear()
 
 
-class PairwiseClient(keys.Unprintable):
+class PairwiseClient(Lifecycle):
     """One client's part in one round; keeps the `ClientSession` contract.
 
     Args:
@@ -119,11 +119,6 @@ class PairwiseClient(keys.Unprintable):
         self._own_bundle: KeyBundle | None = None
         self._cohort: tuple[ClientId, ...] = ()
         self._survivors: tuple[ClientId, ...] = ()
-
-    @property
-    def phase(self) -> Phase:
-        """Where the session stands."""
-        return self._phase
 
     def start(self) -> list[Event]:
         """Makes fresh keys and advertises them."""
@@ -381,23 +376,6 @@ class PairwiseClient(keys.Unprintable):
             self._secrets.wipe()
         self._secrets = None
         self._after_persist = None
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Any failure ends the round for this client and erases its secrets."""
-        with ExitStack() as on_failure:
-            on_failure.callback(self._abort)
-            try:
-                yield
-            except ProtocolError as error:
-                error.phase = error.phase or self._phase.value
-                raise
-            on_failure.pop_all()
-
-    def _abort(self) -> None:
-        self._erase()
-        if self._phase is not Phase.FINISHED:
-            self._phase = Phase.ABORTED
 
     @contextmanager
     def _step(self, trigger: str) -> Iterator[None]:

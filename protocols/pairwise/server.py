@@ -9,7 +9,6 @@ from __future__ import annotations
 import builtins
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import Protocol
 
@@ -20,9 +19,9 @@ from ..errors import (
     InconsistentViewError,
     LocalProtocolError,
     MalformedMessageError,
-    ProtocolError,
     RemoteProtocolError,
 )
+from ..lifecycle import Lifecycle
 from ..primitives import keys, packing, prg, shamir
 from ..roster import Roster, bundle_digest
 from ..session import SERVER_TRANSITIONS, AggregateReady, Event, PeerRejected, Phase, RoundConfig, SendMessage
@@ -57,7 +56,7 @@ class Map(Protocol):
         """Applies `function` to every item."""
 
 
-class PairwiseServer(keys.Unprintable):
+class PairwiseServer(Lifecycle):
     """The server's part in one round; keeps the `ServerSession` contract.
 
     Args:
@@ -83,11 +82,6 @@ class PairwiseServer(keys.Unprintable):
         self._signatures: dict[ClientId, bytes] = {}
         self._shares: dict[ClientId, shamir.Shares] = {}
         self._words: prg.Words = np.zeros(0, dtype=np.uint32)
-
-    @property
-    def phase(self) -> Phase:
-        """Where the session stands."""
-        return self._phase
 
     @property
     def waiting_for(self) -> frozenset[ClientId]:
@@ -328,20 +322,3 @@ class PairwiseServer(keys.Unprintable):
         self._shares.clear()
         self._words = np.zeros(0, dtype=np.uint32)
         self._expected = frozenset()
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """A failed phase ends the round, whatever failed: half-removed masks must never be taken for a sum."""
-        with ExitStack() as on_failure:
-            on_failure.callback(self._abort)
-            try:
-                yield
-            except ProtocolError as error:
-                error.phase = error.phase or self._phase.value
-                raise
-            on_failure.pop_all()
-
-    def _abort(self) -> None:
-        if self._phase is not Phase.FINISHED:
-            self._erase()
-            self._phase = Phase.ABORTED
