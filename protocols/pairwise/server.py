@@ -252,7 +252,9 @@ class PairwiseServer(Lifecycle):
         config = self._rules.config
         vector = packing.unpack(self._words, config.length, config.modulus_bits)
         view = self._rules.view(self._cohort, self._survivors)
-        transcript = sha256(b"secagg/v1/pairwise/transcript" + view + sha256(vector.data).digest()).digest()
+        transcript = sha256(
+            b"secagg/v1/pairwise/transcript" + view + sha256(vector.astype("<u4", copy=False).data).digest()
+        ).digest()
         return [AggregateReady(vector=vector, survivors=frozenset(self._survivors), transcript=transcript)]
 
     # What the steps share.

@@ -67,7 +67,9 @@ class Tape:
 
 def config_of(script: Mapping[str, Any]) -> RoundConfig:
     """The round's configuration; digests are hexadecimal in files."""
-    values = {name: bytes.fromhex(v) if isinstance(v, str) else v for name, v in script["config"].items()}
+    values: dict[str, Any] = {
+        name: bytes.fromhex(v) if isinstance(v, str) else v for name, v in script["config"].items()
+    }
     return RoundConfig(**values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -39,6 +39,7 @@ NOT_CANONICAL = (2**255 - 19 + 9).to_bytes(32, "little")
 VICTIM, PEER, GONE = 1, 5, 3
 
 Change = Callable[[Any], Message | bytes]
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 class Forger:
@@ -100,7 +101,7 @@ class Forger:
         return msgspec.structs.replace(changed, signature=self.identities[ClientId(by or bundle.client)].sign(text))
 
 
-def altered(message: Any, **changes: Any) -> Any:
+def altered(message: StructT, **changes: object) -> StructT:
     """A struct with other fields."""
     return msgspec.structs.replace(message, **changes)
 
@@ -372,6 +373,7 @@ def bad_rounds(forger: Forger) -> Iterator[Case]:
     yield case("two signatures", Phase.CONSISTENCY_CHECK, too_few, lost(ConsistencyCheck, 4))
     yield case("two answers", Phase.UNMASK, too_few, lost(Unmask, 5))
 
+    # The lowest bits of a mask key do not matter: X25519 clears them. So the lie about one is in its second digit.
     def lie(start: int) -> bytes:
         def change(m: Unmask) -> Unmask:
             return altered(m, shares=m.shares[:start] + bytes((m.shares[start] ^ 1,)) + m.shares[start + 1 :])
@@ -379,7 +381,7 @@ def bad_rounds(forger: Forger) -> Iterator[Case]:
         return forger.resigned(Unmask, change)
 
     yield case("a wrong share of client 1's self seed", Phase.UNMASK, "RemoteProtocolError", [(Unmask, PEER, lie(0))])
-    yield case("a wrong share of client 3's mask key", Phase.UNMASK, "RemoteProtocolError", [(Unmask, PEER, lie(72))])
+    yield case("a wrong share of client 3's mask key", Phase.UNMASK, "RemoteProtocolError", [(Unmask, PEER, lie(74))])
     commitment = forger.resigned(ShareKeys, lambda m: altered(m, seed_commitment=bytes(32)))
     yield case("another commitment", Phase.UNMASK, "RemoteProtocolError", [(ShareKeys, PEER, commitment)])
 
