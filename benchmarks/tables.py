@@ -85,7 +85,7 @@ def _sizes(results: Sequence[Facts]) -> list[str]:
         for way, arrow in (("upload", "↑"), ("download", "↓"))
         for message in results[0][way]
     ]
-    rows.append(("upload above its lanes", *(f"{facts['overhead_percent']:.2f} %" for facts in results)))
+    rows.append(("upload above b/32 of float32", *(f"{facts['overhead_percent']:.2f} %" for facts in results)))
     rows.append(("upload over float32", *(f"{facts['ratio_to_float32']:.3f}×" for facts in results)))
     return _table(head, rows)
 

@@ -8,8 +8,9 @@ What a client sends, and what it checked before:
 
 1. AdvertiseKeys: two public keys, signed. Checked: the round, against its policy.
 2. ShareKeys: for each neighbour, sealed, a share of its mask key and a share of its self seed; a commitment to the self
-   seed. Checked: its own bundle is unchanged, all signatures verify, all keys are distinct, no serial was seen before,
-   floors.
+   seed. Checked: its own bundle is unchanged, everybody is on the roster, its neighbours' signatures verify, all keys
+   are distinct, no serial was seen before, floors. (A forged bundle makes its neighbours refuse, and the gap that they
+   leave cannot be unmasked around.)
 3. MaskedInput: vector + PRG(self seed) +- PRG(pair seed) for each neighbour. Checked: it is in the cohort, every sealed
    share opens now, floors.
 4. ConsistencyCheck: a signature over (cohort, survivors). Checked: it survived, the survivors are in the cohort,

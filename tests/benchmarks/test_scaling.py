@@ -34,11 +34,11 @@ def test_prints_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_degree_is_the_policys_unless_it_is_fixed() -> None:
     options = {"dimension": 10, "colluders": 1, "dropouts": 2, "bits": 16, "threads": 2}
-    chosen = measure(clients=[4, 101], degree=None, **options)["rounds"]  # type: ignore[arg-type]
+    chosen = measure(clients=[4, 101], degree=None, **options)["rounds"]
     policy = choose_degree(clients=101, max_colluders=1, max_dropouts=2)
     assert policy.degree < 100
     assert [one["degree"] for one in chosen] == [3, policy.degree]
-    fixed = measure(clients=[12, 14], degree=6, **options)["rounds"]  # type: ignore[arg-type]
+    fixed = measure(clients=[12, 14], degree=6, **options)["rounds"]
     assert [one["degree"] for one in fixed] == [6, 6]
 
 
