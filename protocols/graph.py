@@ -50,6 +50,7 @@ class NeighbourGraph:
 
     def __init__(self, members: Sequence[ClientId], *, degree: int, seed: bytes) -> None:
         self._members = tuple(members)
+        self._holders: dict[ClientId, tuple[ClientId, ...]] = {}  # sorting is asked for many times a client
         self._complete = degree >= len(members) - 1
         if not self._complete:
             # A random 128-bit key for each member sorts them into a uniform order; equal keys have probability 2^-100.
@@ -63,8 +64,11 @@ class NeighbourGraph:
         """The client and its neighbours, in increasing order: slot i of its shares belongs to holder i."""
         if self._complete:
             return self._members
-        place, size = self._place[client], len(self._ring)
-        return tuple(sorted(self._ring[(place + step) % size] for step in range(-self._reach, self._reach + 1)))
+        if client not in self._holders:
+            place, size = self._place[client], len(self._ring)
+            near = range(place - self._reach, place + self._reach + 1)
+            self._holders[client] = tuple(sorted(self._ring[i % size] for i in near))
+        return self._holders[client]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

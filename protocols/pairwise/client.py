@@ -272,7 +272,7 @@ class PairwiseClient(Lifecycle):
         if self._me not in cohort or not rules.bundles.keys() >= set(cohort):
             raise InconsistentViewError("the cohort must hold this client and only clients that advertised keys")
         rules.check_floor("shared keys", cohort, self._phase)
-        rules.check_holders(rules.graph.holders(self._me), cohort, self._phase)
+        rules.check_holders(rules.graph.holders(self._me), set(cohort), self._phase)
         peers = self._peers(cohort)
         if len(message.sealed) != len(peers):
             raise InconsistentViewError(
@@ -302,7 +302,7 @@ class PairwiseClient(Lifecycle):
         if self._me not in survivors or not set(self._cohort) >= set(survivors):
             raise InconsistentViewError("the survivors must hold this client and only clients of the cohort")
         rules.check_floor("survived", survivors, self._phase)
-        rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)
+        rules.check_holders(rules.graph.holders(self._me), set(survivors), self._phase)
         record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
         self._policy.check_survivors(record.model, record.survivors, self._history)
         self._survivors = survivors
@@ -317,7 +317,7 @@ class PairwiseClient(Lifecycle):
             raise MalformedMessageError(f"{len(message.signatures)} signatures of {len(signers)} signers")
         if not set(self._survivors) >= set(signers):
             raise InconsistentViewError("a client that did not survive signed the survivor set")
-        rules.check_holders(rules.graph.holders(self._me), signers, self._phase)
+        rules.check_holders(rules.graph.holders(self._me), set(signers), self._phase)
         for signer, signature in zip(signers, message.signatures, strict=True):
             digest = sha256(encode(self._consistency_check(signer))).digest()
             try:

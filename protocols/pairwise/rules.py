@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -70,9 +70,9 @@ class Rules:
         if len(clients) < floor:
             raise TooFewClientsError(f"{len(clients)} clients {what}, the floor is {floor}", phase=phase.value)
 
-    def check_holders(self, holders: Sequence[ClientId], present: Iterable[ClientId], phase: Phase) -> None:
+    def check_holders(self, holders: Sequence[ClientId], present: Container[ClientId], phase: Phase) -> None:
         """Enough holders of one client's secrets are present to reconstruct them."""
-        there = len(set(present) & set(holders))
+        there = sum(holder in present for holder in holders)
         if there < self.config.threshold:
             raise TooFewClientsError(
                 f"{there} holders of a secret are left, the threshold is {self.config.threshold}", phase=phase.value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from hashlib import sha256
 from typing import Protocol
 
@@ -78,7 +78,11 @@ class PairwiseServer(Lifecycle):
             dict
         )  # receiver -> sender -> ciphertext
         self._cohort: tuple[ClientId, ...] = ()
+        self._in_cohort: frozenset[ClientId] = frozenset()
+        self._cohort_digest = b""
         self._survivors: tuple[ClientId, ...] = ()
+        self._alive: frozenset[ClientId] = frozenset()
+        self._view = b""
         self._signatures: dict[ClientId, bytes] = {}
         self._shares: dict[ClientId, shamir.Shares] = {}
         self._words: prg.Words = np.zeros(0, dtype=np.uint32)
@@ -101,7 +105,7 @@ class PairwiseServer(Lifecycle):
         if handler is None:
             raise LocalProtocolError("the round is over", phase=self._phase.value)
         try:
-            if sender not in self.waiting_for:
+            if sender not in self._expected or sender in self._answered:
                 raise RemoteProtocolError(f"nothing is expected from client {sender} in phase {self._phase.value}")
             handler(sender, data)
         except RemoteProtocolError as error:
@@ -173,20 +177,21 @@ class PairwiseServer(Lifecycle):
     def _close_sealed(self) -> list[Event]:
         self._cohort = tuple(sorted(self._answered))
         self._rules.check_floor("shared keys", self._cohort, self._phase)
+        self._expected = self._in_cohort = frozenset(self._cohort)
+        self._cohort_digest = self._rules.cohort_digest(self._cohort)
         events: list[Event] = []
         for client in self._cohort:
-            sealed = tuple(self._sealed[client][peer] for peer in self._neighbours(client, self._cohort))
+            sealed = tuple(self._sealed[client][peer] for peer in self._neighbours(client, self._in_cohort))
             frame = encode(SealedShares(context=self._rules.context, sender=0, cohort=self._cohort, sealed=sealed))
             events.append(SendMessage(to=client, data=frame))
         self._sealed.clear()
         bits = self._rules.config.modulus_bits
         self._words = np.zeros(packing.word_count(self._rules.config.length, bits), dtype=packing.word_dtype(bits))
-        self._expected = frozenset(self._cohort)
         return events
 
     def _take_masked(self, sender: ClientId, data: bytes) -> None:
         message, tail = self._verified(sender, data, MaskedInput, self._words.nbytes)
-        if message.cohort != self._rules.cohort_digest(self._cohort):
+        if message.cohort != self._cohort_digest:
             raise InconsistentViewError(f"client {sender} masked with another cohort")
         np.add(self._words, np.frombuffer(tail, dtype=self._words.dtype), out=self._words)
 
@@ -194,12 +199,13 @@ class PairwiseServer(Lifecycle):
         self._survivors = tuple(sorted(self._answered))
         self._rules.check_floor("survived", self._survivors, self._phase)
         frame = encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
-        self._expected = frozenset(self._survivors)
+        self._expected = self._alive = frozenset(self._survivors)
+        self._view = self._rules.view(self._cohort, self._survivors)
         return [SendMessage(to=client, data=frame) for client in self._survivors]
 
     def _take_signature(self, sender: ClientId, data: bytes) -> None:
         message = self._open(sender, data, ConsistencyCheck)
-        if message.view != self._rules.view(self._cohort, self._survivors):
+        if message.view != self._view:
             raise InconsistentViewError(f"client {sender} saw another cohort or other survivors")
         self._signatures[sender] = bytes(data[-keys.SIGNATURE_BYTES :])
 
@@ -229,11 +235,10 @@ class PairwiseServer(Lifecycle):
             raise MalformedMessageError(str(error)) from None
 
     def _close_shares(self) -> list[Event]:
-        alive = set(self._survivors)
         add: list[bytes] = []
         subtract: list[bytes] = []
         for client, secret in self._reconstruct():
-            if client in alive:
+            if client in self._alive:
                 if self._rules.seed_commitment(client, secret) != self._commitments[client]:
                     raise RemoteProtocolError(
                         f"the shares of client {client}'s self seed do not match its commitment", client_id=client
@@ -245,17 +250,15 @@ class PairwiseServer(Lifecycle):
                 raise RemoteProtocolError(
                     f"the shares of client {client}'s mask key do not match its public key", client_id=client
                 )
-            for peer in self._neighbours(client, self._survivors):
+            for peer in self._neighbours(client, self._alive):
                 seed = self._rules.pair_mask_seed(mask_key, client, peer)
                 (subtract if client > peer else add).append(seed)
         self._remove_masks(add, subtract)
         config = self._rules.config
         vector = packing.unpack(self._words, config.length, config.modulus_bits)
-        view = self._rules.view(self._cohort, self._survivors)
-        transcript = sha256(
-            b"secagg/v1/pairwise/transcript" + view + sha256(vector.astype("<u4", copy=False).data).digest()
-        ).digest()
-        return [AggregateReady(vector=vector, survivors=frozenset(self._survivors), transcript=transcript)]
+        summed = sha256(vector.astype("<u4", copy=False).data).digest()
+        transcript = sha256(b"secagg/v1/pairwise/transcript" + self._view + summed).digest()
+        return [AggregateReady(vector=vector, survivors=self._alive, transcript=transcript)]
 
     # What the steps share.
 
@@ -292,14 +295,12 @@ class PairwiseServer(Lifecycle):
         for _ in self._map(expand, range(0, len(self._words), step)):
             pass
 
-    def _neighbours(self, client: ClientId, clients: Iterable[ClientId]) -> tuple[ClientId, ...]:
-        there = set(clients)
-        return tuple(peer for peer in self._rules.graph.holders(client) if peer != client and peer in there)
+    def _neighbours(self, client: ClientId, clients: Container[ClientId]) -> tuple[ClientId, ...]:
+        return tuple(peer for peer in self._rules.graph.holders(client) if peer != client and peer in clients)
 
     def _held_by(self, holder: ClientId) -> tuple[ClientId, ...]:
         """Whose shares `holder` answers with, in order: neighbourhood is symmetric."""
-        there = set(self._cohort)
-        return tuple(client for client in self._rules.graph.holders(holder) if client in there)
+        return tuple(client for client in self._rules.graph.holders(holder) if client in self._in_cohort)
 
     def _check_origin(self, message: Message, sender: ClientId) -> None:
         if message.context != self._rules.context:
