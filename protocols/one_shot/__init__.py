@@ -22,13 +22,17 @@ Why it holds:
 
 - The server learns shares of sums alone: a member's answer is one point of the sum of polynomials. From t answers on
   the same survivors it interpolates the sum of the keys, and nothing else.
-- Split views. With 2t > m + c no two survivor sets both get t answers, corrupt members counted for both; and below t
-  answers what the server can combine is independent of every key. So no round of agreement is needed.
+- Split views. With 3t > 2m + c whatever sets the server shows to the members, their answers together are worth one sum
+  at most (`rules.least_threshold` has the argument). So no round of agreement is needed.
 - `ctx = SHA-256(round, members' keys)` enters every key and signature: a client with another model, configuration or
   view of the committee makes a contribution that no honest member takes for one of this round.
 - A sealed share belongs to one client, one member and one masked vector: copied under another name it does not open.
 - The result is exact or an error: shares that fit no polynomial are located while there are spare ones, and any sum of
   keys but the true one leaves errors that are too large, or canaries that are not zero, but for a chance below 2^-64.
+  That holds for lies that are not computed from the public matrix; for small vectors such lies need spare answers.
+
+What the driver must add: one open session for each identity, role and history, and a committee that it pinned; no
+policy here checks who the members are.
 
 What it does not give: a malicious client can void a round by sealing shares that do not open, or bias the sum; members
 name it in their own error, the server is not told. Clients are not told the survivors either: a client's budget stays

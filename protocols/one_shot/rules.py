@@ -55,7 +55,7 @@ class OneShotConfig:
         threshold: t, how many members must answer to open the sum.
         min_survivors: the smallest number of clients whose sum may be revealed. Masks of fewer than two honest clients
             hide nothing, whatever the lattice.
-        corrupt_holders: c, how many members may collude with the server; 2t > m + c.
+        corrupt_holders: c, how many members may collude with the server; 3t > 2m + c.
         length: d, coordinates of a vector.
         modulus_bits: b, bits of a coordinate; the sum is exact modulo 2^b. A masked coordinate has 32 bits, of which
             the other `noise_bits` = 32 - b keep the errors of the masks apart from the sum.
@@ -115,8 +115,15 @@ class OneShotConfig:
 
 
 def least_threshold(*, members: int, corrupt: int) -> int:
-    """The smallest t with 2t > m + c: two sets of answers then have an honest member in common, who answers once."""
-    return max(3, (members + corrupt) // 2 + 1)
+    """The smallest t with 3t > 2m + c.
+
+    Members answer with linear functions of short keys, so it is not enough that no second view reaches t answers: shown
+    sets I, J and their union, none of which opens, three groups of members can still give away one weighted sum of the
+    keys of I and J, and with it both sums. Let h = m - c, t' = t - c. What the server can combine is a polynomial Q_i
+    of degree h - t' at most for each client i, which at each honest member is 0 or one common value. So Q_i Q_j (Q_i -
+    Q_j) vanishes at h points, and with h > 3 (h - t') it is zero: all non-zero Q_i are one, and the server has one sum.
+    """
+    return max(3, (2 * members + corrupt) // 3 + 1)
 
 
 def least_noise_bits(clients: int) -> int:

@@ -69,7 +69,7 @@ class TestServer:
 
     @pytest.mark.parametrize("liars", [0, 1, 2])
     def test_lying_members_are_located_while_there_are_spare_answers(self, liars: int) -> None:
-        """Seven members, threshold four, corrupt one: up to one liar is named, more void the round."""
+        """Seven members, threshold five: up to one liar is named, more void the round."""
         committee = tuple(ClientId(101 + i) for i in range(7))
         game, answers = self.answered(committee=committee, corrupt_holders=0)
         named = committee[2 : 2 + liars]
@@ -145,7 +145,7 @@ class TestServer:
     @pytest.mark.parametrize("spare", [False, True])
     def test_shares_that_fit_no_polynomial(self, spare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """A malicious client seals one wrong share: located with two spare answers, else a typed abort."""
-        committee = tuple(ClientId(101 + i) for i in range(6 if spare else 5))
+        committee = tuple(ClientId(101 + i) for i in range(7 if spare else 5))
         game = Game(round_config(4, committee=committee, corrupt_holders=0 if spare else 1))
         honest = key_shares.share
 

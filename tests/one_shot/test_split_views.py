@@ -1,4 +1,4 @@
-"""Split views: with 2t > m + c a server that shows two survivor sets learns one sum; with less, a vector."""
+"""Split views: with 3t > 2m + c a server learns one sum, whatever sets it shows to whom; with less, two."""
 
 from __future__ import annotations
 
@@ -55,6 +55,29 @@ def key_is_exposed(members: int, threshold: int, corrupt: int, first_view: int) 
     return rank([*seen, target]) == rank(seen)
 
 
+VIEWS = ((1, 0), (0, 1), (1, 1))  # the sets that an honest member may be shown: I, J, or both
+
+
+def more_than_one_sum(threshold: int, corrupt: int, views: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the server can combine what it sees into anything about the keys of I and J but one of three sums.
+
+    Unknowns are the coefficients of the polynomials f of I and g of J. Corrupt members show both, an honest one the sum
+    over the set that it was shown. Allowed is f(0), or g(0), or f(0) + g(0), and nothing beside it.
+    """
+
+    def row(x: int, in_f: int, in_g: int) -> list[int]:
+        powers = [pow(x, i, PRIME) for i in range(threshold)]
+        return [value * in_f for value in powers] + [value * in_g for value in powers]
+
+    seen = [row(x, *which) for x in range(1, corrupt + 1) for which in ((1, 0), (0, 1))]
+    seen += [row(corrupt + 1 + i, *view) for i, view in enumerate(views)]
+    targets = [row(0, *which) for which in VIEWS]
+    known = rank(seen)
+    learnt = known + 2 - rank([*seen, *targets])
+    allowed = any(rank([*seen, target]) == known for target in targets)
+    return learnt == 2 or (learnt == 1 and not allowed)
+
+
 class TestAlgebra:
     @pytest.mark.parametrize("members", range(3, 9))
     def test_the_bound_is_exact(self, members: int) -> None:
@@ -64,12 +87,19 @@ class TestAlgebra:
                 exposed = any(key_is_exposed(members, threshold, corrupt, split) for split in splits)
                 assert exposed == (2 * threshold <= members + corrupt), (members, threshold, corrupt)
 
-    @pytest.mark.parametrize(("members", "threshold", "corrupt"), [(16, 11, 5), (24, 19, 13), (5, 4, 2)])
-    def test_published_committees(self, members: int, threshold: int, corrupt: int) -> None:
-        splits = range(members - corrupt + 1)
+    @pytest.mark.parametrize(("members", "corrupt", "threshold"), [(16, 5, 13), (24, 13, 21), (7, 2, 6), (5, 2, 5)])
+    def test_committees(self, members: int, corrupt: int, threshold: int) -> None:
         assert threshold == least_threshold(members=members, corrupt=corrupt)
-        assert not any(key_is_exposed(members, threshold, corrupt, split) for split in splits)
-        assert any(key_is_exposed(members, threshold - 1, corrupt, split) for split in splits)
+        assert not any(key_is_exposed(members, threshold, corrupt, split) for split in range(members - corrupt + 1))
+
+    @pytest.mark.parametrize(
+        ("members", "corrupt"), [(4, 0), (4, 1), (5, 0), (5, 1), (5, 2), (6, 0), (6, 1), (6, 2), (7, 1), (7, 2)]
+    )
+    def test_three_views_give_one_sum_from_the_threshold_on_and_more_below(self, members: int, corrupt: int) -> None:
+        least = least_threshold(members=members, corrupt=corrupt)
+        shown = list(product(VIEWS, repeat=members - corrupt))
+        assert not any(more_than_one_sum(least, corrupt, views) for views in shown)
+        assert any(more_than_one_sum(least - 1, corrupt, views) for views in shown)
 
 
 def fork(game: Game, corrupt: int, first_view: tuple[bool, ...]) -> list[dict[int, key_shares.Share]]:
@@ -112,16 +142,16 @@ def honest_answer(
 class TestRealMessages:
     @pytest.mark.parametrize("first_view", [*product([True, False], repeat=3)])
     def test_never_t_answers_for_both_views(self, first_view: tuple[bool, ...]) -> None:
-        """Five members, two corrupt, t = 4; every split of the honest three."""
+        """Five members, two corrupt, t = 5; every split of the honest three."""
         game = Game(round_config(4, corrupt_holders=2), random_vectors(4))
-        assert game.config.threshold == 4
+        assert game.config.threshold == 5
         answers = fork(game, 2, first_view)
         assert [len(view) for view in answers] == [2 + sum(first_view), 5 - sum(first_view)]
         assert min(map(len, answers)) < game.config.threshold
 
     def test_one_less_gives_the_vector_away(self) -> None:
         """No configuration can be made with it; forced on everybody, the attack reads the victim's vector."""
-        with pytest.raises(ValueError, match="threshold must be from 4"):
+        with pytest.raises(ValueError, match="threshold must be from 5"):
             round_config(4, corrupt_holders=2, threshold=3)
         config = round_config(4, corrupt_holders=2)
         object.__setattr__(config, "threshold", 3)
