@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.backends.openssl import backend
 
+from protocols.primitives.keys import SUITES
+
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 
@@ -74,6 +76,13 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     """How a benchmark's facts leave it."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--save", type=_name, metavar="NAME", help="also write results/NAME.json")
+
+
+def add_suite_option(parser: argparse.ArgumentParser) -> None:
+    """Which suite a round has."""
+    parser.add_argument(
+        "--suite", type=int, default=1, choices=sorted(SUITES), help="1: X25519; 2: X25519 with ML-KEM-768"
+    )
 
 
 def _name(text: str) -> str:

@@ -43,6 +43,7 @@ from protocols import (
 )
 from protocols.graph import Degree
 from protocols.pairwise.server import Map
+from protocols.primitives.keys import SUITES
 from protocols.primitives.packing import UInt32Vector, largest_entry, packed_bytes
 from protocols.wire import MaskedInput, decode_signed, message_limit
 
@@ -62,7 +63,7 @@ def fixed_degree(degree: int | None, *, clients: int) -> Degree:
     return Degree(degree=degree, corrupt_holders=max(1, degree * COLLUDERS // 100))
 
 
-def round_config(*, clients: int, dropouts: int, dimension: int, bits: int, degree: Degree) -> RoundConfig:
+def round_config(*, clients: int, dropouts: int, dimension: int, bits: int, degree: Degree, suite: int) -> RoundConfig:
     """A round in which exactly `dropouts` clients may vanish.
 
     Raises:
@@ -79,6 +80,7 @@ def round_config(*, clients: int, dropouts: int, dimension: int, bits: int, degr
         modulus_bits=bits,
         model=bytes(32),
         binding=bytes(32),
+        suite=suite,
     )
 
 
@@ -164,12 +166,13 @@ class Round:
 
     def verify_seconds(self) -> float:
         """CPU seconds that the server spends on decoding, hashing and checking the signatures of all masked vectors."""
-        limit = message_limit(self.config.cohort)
+        suite = SUITES[self.config.suite]
+        limit = message_limit(self.config.cohort, suite)
         tail = packed_bytes(self.config.length, self.config.modulus_bits)
 
         def verify() -> None:
             for client, data in self.inbox[Phase.MASKED_INPUT]:
-                frame = decode_signed(data, MaskedInput, limit=limit, tail_bytes=tail)
+                frame = decode_signed(data, MaskedInput, suite=suite, limit=limit, tail_bytes=tail)
                 self.roster.check_signature(client, "MaskedInput", frame.digest, frame.signature)
 
         return best_cpu_seconds(verify, repeat=REPEAT)

@@ -77,7 +77,7 @@ def measure(
             if degree is None
             else fixed_degree(degree, clients=n)
         )
-        config = round_config(clients=n, dropouts=dropped, dimension=dimension, bits=bits, degree=chosen)
+        config = round_config(clients=n, dropouts=dropped, dimension=dimension, bits=bits, degree=chosen, suite=1)
         say(f"round: {n} clients, {chosen.degree} neighbours, {dropped} dropouts")
         with expansion(threads) as expand:
             timed = Round(config, map=expand)

@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from protocols.primitives.keys import PUBLIC_KEY_BYTES, SIGNATURE_BYTES
+from protocols.primitives.keys import SIGNATURE_BYTES, SUITES, Suite
 from protocols.primitives.packing import LANE_BITS, packed_bytes
 from protocols.primitives.shamir import SHARE_BYTES
 from protocols.wire import (
     FRESH_BYTES,
-    SEALED_BYTES,
     SERVER,
     AdvertiseKeys,
     ConsistencyCheck,
@@ -33,9 +32,10 @@ from protocols.wire import (
     SurvivorSignatures,
     Unmask,
     encode,
+    sealed_bytes,
 )
 
-from .harness import add_output_options, publish
+from .harness import add_output_options, add_suite_option, publish
 from .rounds import fixed_degree, round_config
 
 DIGEST = bytes(32)
@@ -48,30 +48,43 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--dimension", type=int, default=1_000_000)
     parser.add_argument("--degree", type=int, default=None, help="neighbours; default: the complete graph")
     parser.add_argument("--bits", type=int, default=32, choices=LANE_BITS)
+    add_suite_option(parser)
     add_output_options(parser)
     parser.set_defaults(command=_command)
 
 
 def _command(options: argparse.Namespace) -> int:
-    facts = count(clients=options.clients, dimension=options.dimension, degree=options.degree, bits=options.bits)
+    facts = count(
+        clients=options.clients,
+        dimension=options.dimension,
+        degree=options.degree,
+        bits=options.bits,
+        suite=SUITES[options.suite],
+    )
     publish("sizes", facts, options)
     return 0
 
 
-def count(*, clients: int, dimension: int, degree: int | None, bits: int) -> dict[str, Any]:
+def count(*, clients: int, dimension: int, degree: int | None, bits: int, suite: Suite) -> dict[str, Any]:
     """The facts that the benchmark prints; sizes in bytes."""
     config = round_config(
-        clients=clients, dropouts=0, dimension=dimension, bits=bits, degree=fixed_degree(degree, clients=clients)
+        clients=clients,
+        dropouts=0,
+        dimension=dimension,
+        bits=bits,
+        degree=fixed_degree(degree, clients=clients),
+        suite=suite.number,
     )
     vector, float32 = packed_bytes(dimension, bits), 4 * dimension
-    up = uploads(clients=clients, degree=config.degree, vector_bytes=vector)
-    down = downloads(clients=clients, degree=config.degree)
+    up = uploads(clients=clients, degree=config.degree, vector_bytes=vector, suite=suite)
+    down = downloads(clients=clients, degree=config.degree, suite=suite)
     total = sum(up.values())
     return {
         "clients": clients,
         "dimension": dimension,
         "degree": config.degree,
         "bits": bits,
+        "suite": suite.number,
         "upload": {**up, "total": total},
         "download": {**down, "total": sum(down.values())},
         "vector_bytes": vector,
@@ -81,43 +94,43 @@ def count(*, clients: int, dimension: int, degree: int | None, bits: int) -> dic
     }
 
 
-def uploads(*, clients: int, degree: int, vector_bytes: int) -> dict[str, int]:
+def uploads(*, clients: int, degree: int, vector_bytes: int, suite: Suite) -> dict[str, int]:
     """What a client sends, by message."""
     me: dict[str, Any] = {"context": DIGEST, "sender": clients}
     shares = bytes(SHARE_BYTES * (degree + 1))
     signed = {
-        "ShareKeys": ShareKeys(**me, seed_commitment=DIGEST, sealed=(bytes(SEALED_BYTES),) * degree),
+        "ShareKeys": ShareKeys(**me, seed_commitment=DIGEST, sealed=(bytes(sealed_bytes(suite)),) * degree),
         "MaskedInput": MaskedInput(**me, cohort=DIGEST),
         "ConsistencyCheck": ConsistencyCheck(**me, view=DIGEST),
         "Unmask": Unmask(**me, shares=shares),
     }
-    sizes = {"AdvertiseKeys": len(encode(AdvertiseKeys(**me, bundle=_bundle(clients))))}
-    sizes |= {name: len(encode(message)) + SIGNATURE_BYTES for name, message in signed.items()}
+    sizes = {"AdvertiseKeys": len(encode(AdvertiseKeys(**me, bundle=_bundle(clients, suite)), suite=suite))}
+    sizes |= {name: len(encode(message, suite=suite)) + SIGNATURE_BYTES for name, message in signed.items()}
     sizes["MaskedInput"] += vector_bytes
     return sizes
 
 
-def downloads(*, clients: int, degree: int) -> dict[str, int]:
+def downloads(*, clients: int, degree: int, suite: Suite) -> dict[str, int]:
     """What a client receives, by message."""
     server: dict[str, Any] = {"context": DIGEST, "sender": SERVER}
     everybody = tuple(range(1, clients + 1))
     holders = everybody[-degree - 1 :]
     messages = (
         Invitation(**server, round_id=DIGEST, model=DIGEST),
-        KeyBundles(**server, bundles=tuple(_bundle(client) for client in everybody)),
-        SealedShares(**server, cohort=everybody, sealed=(bytes(SEALED_BYTES),) * degree),
+        KeyBundles(**server, bundles=tuple(_bundle(client, suite) for client in everybody)),
+        SealedShares(**server, cohort=everybody, sealed=(bytes(sealed_bytes(suite)),) * degree),
         SurvivorList(**server, survivors=everybody),
         SurvivorSignatures(**server, signers=holders, signatures=(bytes(SIGNATURE_BYTES),) * len(holders)),
     )
-    return {type(message).__name__: len(encode(message)) for message in messages}
+    return {type(message).__name__: len(encode(message, suite=suite)) for message in messages}
 
 
-def _bundle(client: int) -> KeyBundle:
+def _bundle(client: int, suite: Suite) -> KeyBundle:
     return KeyBundle(
         client=client,
         serial=1,
         fresh=bytes(FRESH_BYTES),
-        channel_key=bytes(PUBLIC_KEY_BYTES),
-        mask_key=bytes(PUBLIC_KEY_BYTES),
+        channel_key=bytes(suite.public_key_bytes),
+        mask_key=bytes(suite.public_key_bytes),
         signature=bytes(SIGNATURE_BYTES),
     )

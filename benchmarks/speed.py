@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from protocols.primitives.packing import LANE_BITS, packed_bytes
 from protocols.primitives.prg import BLOCK_BYTES
 
-from .harness import add_output_options, best_cpu_seconds, publish, say
+from .harness import add_output_options, add_suite_option, best_cpu_seconds, publish, say
 from .rounds import Round, expansion, fixed_degree, round_config
 
 FLOOR_BYTES = 256 * 1024 * 1024
@@ -34,6 +34,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--dropouts", type=float, default=10, help="percent of the clients, lost after ShareKeys")
     parser.add_argument("--bits", type=int, default=32, choices=LANE_BITS)
     parser.add_argument("--threads", type=int, default=1)
+    add_suite_option(parser)
     add_output_options(parser)
     parser.set_defaults(command=_command)
 
@@ -46,13 +47,14 @@ def _command(options: argparse.Namespace) -> int:
         dropouts=options.dropouts,
         bits=options.bits,
         threads=options.threads,
+        suite=options.suite,
     )
     publish("speed", facts, options)
     return 0
 
 
 def measure(
-    *, clients: int, dimension: int, degree: int | None, dropouts: float, bits: int, threads: int
+    *, clients: int, dimension: int, degree: int | None, dropouts: float, bits: int, threads: int, suite: int
 ) -> dict[str, Any]:
     """Runs the benchmark; the facts that it prints."""
     dropped = round(clients * dropouts / 100)
@@ -62,6 +64,7 @@ def measure(
         dimension=dimension,
         bits=bits,
         degree=fixed_degree(degree, clients=clients),
+        suite=suite,
     )
     say(f"floor: AES-256-CTR and addition, {FLOOR_BYTES >> 20} MiB")
     seconds_per_byte = floor_seconds(FLOOR_BYTES) / FLOOR_BYTES
@@ -83,6 +86,7 @@ def measure(
         "threshold": config.threshold,
         "dropouts": dropped,
         "bits": bits,
+        "suite": suite,
         "threads": threads,
         "exact": True,  # the round raises otherwise
         "client": {

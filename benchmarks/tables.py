@@ -62,14 +62,16 @@ def render(results: Iterable[Facts]) -> str:
 
 def _speed(results: Sequence[Facts]) -> list[str]:
     head = (
-        "clients", "degree", "coordinates", "bits", "client: mask", "mask / floor", "client: all", "server: unmask",
-        "unmask / floor", "server: all", "of it verifying", "server peak, MB", "peak / vector", "upload, MB",
+        "clients", "degree", "coordinates", "bits", "suite", "client: mask", "mask / floor", "client: all",
+        "server: unmask", "unmask / floor", "server: all", "of it verifying", "server peak, MB", "peak / vector",
+        "upload, MB",
     )  # fmt: skip
     rows = []
     for facts in results:
         client, server = facts["client"], facts["server"]
         rows.append((
-            _count(facts["clients"]), _count(facts["degree"]), _count(facts["dimension"]), str(facts["bits"]),
+            _count(facts["clients"]), _count(facts["degree"]), _count(facts["dimension"]),
+            str(facts["bits"]), str(facts["suite"]),
             f"{client['mask_s']:.4f}", f"{client['mask_over_floor']:.2f}", f"{client['total_s']:.4f}",
             f"{server['unmask_s']:.3f}", f"{server['unmask_over_floor']:.2f}", f"{server['total_s']:.3f}",
             f"{server['verify_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}", f"{server['peak_over_vector']:.1f}",
@@ -92,7 +94,8 @@ def _sizes(results: Sequence[Facts]) -> list[str]:
 
 def _shape(facts: Facts) -> str:
     return (
-        f"n = {_count(facts['clients'])}, k = {facts['degree']}, d = {_count(facts['dimension'])}, {facts['bits']} bits"
+        f"n = {_count(facts['clients'])}, k = {facts['degree']}, d = {_count(facts['dimension'])}, "
+        f"{facts['bits']} bits, suite {facts['suite']}"
     )
 
 

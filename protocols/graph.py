@@ -54,7 +54,7 @@ class NeighbourGraph:
         self._complete = degree >= len(members) - 1
         if not self._complete:
             # A random 128-bit key for each member sorts them into a uniform order; equal keys have probability 2^-100.
-            stream = shake_256(b"secagg/v1/graph" + seed).digest(16 * len(members))
+            stream = shake_256(b"secagg/v1/pairwise/graph" + seed).digest(16 * len(members))
             keys = np.frombuffer(stream, dtype=">u8").reshape(-1, 2)
             self._ring = [self._members[i] for i in np.lexsort((keys[:, 1], keys[:, 0]))]
             self._place = {client: i for i, client in enumerate(self._ring)}

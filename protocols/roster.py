@@ -19,9 +19,9 @@ from hashlib import sha256
 import msgspec
 
 from .errors import ClientId, InvalidSignatureError
-from .primitives.keys import PRIVATE_KEY_BYTES, PUBLIC_KEY_BYTES, SigningKey, verifies
+from .primitives.keys import HYBRID, IDENTITY_BYTES, SECRET_KEY_BYTES, SigningKey, Suite, verifies
 from .session import MAX_CLIENT_ID
-from .wire import SUITE, VERSION, KeyBundle
+from .wire import VERSION, KeyBundle
 
 PROTOCOL = "pairwise"
 _SIGNATURE_LABEL = b"secagg/v1/pairwise/signature/"
@@ -33,7 +33,7 @@ class Identity(SigningKey):
     @classmethod
     def generate(cls, *, rand: Callable[[int], bytes] = os.urandom) -> Identity:
         """A fresh identity."""
-        return cls(rand(PRIVATE_KEY_BYTES))
+        return cls(rand(SECRET_KEY_BYTES))
 
 
 class Roster(Mapping[ClientId, bytes]):
@@ -51,10 +51,8 @@ class Roster(Mapping[ClientId, bytes]):
         for client, public in self._identities.items():
             if not 1 <= client <= MAX_CLIENT_ID:
                 raise ValueError(f"client ids are from 1 to {MAX_CLIENT_ID}, got {client}")
-            if len(public) != PUBLIC_KEY_BYTES:
-                raise ValueError(
-                    f"the identity of client {client} must have {PUBLIC_KEY_BYTES} bytes, got {len(public)}"
-                )
+            if len(public) != IDENTITY_BYTES:
+                raise ValueError(f"the identity of client {client} must have {IDENTITY_BYTES} bytes, got {len(public)}")
         if len(self._identities) < 2:
             raise ValueError(f"a roster needs at least two clients, got {len(self._identities)}")
         if len(set(self._identities.values())) != len(self._identities):
@@ -86,11 +84,11 @@ def signed_text(kind: str, digest: bytes) -> bytes:
     return _SIGNATURE_LABEL + kind.encode() + digest
 
 
-def bundle_digest(bundle: KeyBundle, roster: Roster) -> bytes:
+def bundle_digest(bundle: KeyBundle, roster: Roster, suite: Suite = HYBRID) -> bytes:
     """The digest that a key bundle's signature covers: everything in it, and the roster, but no round."""
-    where = (VERSION, SUITE, PROTOCOL, roster.digest)
+    where = (VERSION, suite.number, PROTOCOL, roster.digest)
     what = (bundle.client, bundle.serial, bundle.fresh, bundle.channel_key, bundle.mask_key)
-    return sha256(b"secagg/v1/key-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
+    return sha256(b"secagg/v1/pairwise/key-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
 
 
 def bundle_root(bundles: Sequence[KeyBundle]) -> bytes:

@@ -31,6 +31,7 @@ import msgspec
 from .errors import ClientId
 from .graph import required_threshold
 from .policy import Record
+from .primitives.keys import HYBRID, SUITES
 from .primitives.packing import LANE_BITS, NATIVE_BITS, UInt32Vector
 
 MAX_CLIENT_ID = 2**31 - 1
@@ -91,6 +92,7 @@ class RoundConfig:
         modulus_bits: b, bits of a lane; the sum is exact modulo 2^b.
         model: SHA-256 digest of the model that every client starts from.
         binding: SHA-256 digest of everything above the protocol: application, layout, privacy configuration.
+        suite: the number of the key-agreement suite: 2 is X25519 with ML-KEM-768, 1 is X25519 alone.
     """
 
     round_id: bytes
@@ -103,11 +105,14 @@ class RoundConfig:
     modulus_bits: int
     model: bytes
     binding: bytes
+    suite: int = HYBRID.number
 
     def __post_init__(self) -> None:
         for name in ("round_id", "model", "binding"):
             if len(getattr(self, name)) != DIGEST_BYTES:
                 raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, got {len(getattr(self, name))}")
+        if self.suite not in SUITES:
+            raise ValueError(f"suite must be one of {sorted(SUITES)}, got {self.suite}")
         if not 2 <= self.cohort <= MAX_COHORT:
             raise ValueError(f"cohort must be from 2 to {MAX_COHORT}, got {self.cohort}")
         if not 1 <= self.degree < self.cohort or (self.degree % 2 and self.degree != self.cohort - 1):
@@ -148,7 +153,7 @@ class RoundConfig:
     def digest(self) -> bytes:
         """SHA-256 over the canonical encoding of every field."""
         fields = [getattr(self, name) for name in self.__dataclass_fields__]
-        return sha256(msgspec.msgpack.encode(fields)).digest()
+        return sha256(b"secagg/v1/pairwise/config" + msgspec.msgpack.encode(fields)).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

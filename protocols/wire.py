@@ -7,7 +7,8 @@ Rules:
    sign; the 64 signature bytes come last and cover everything before them.
 2. One encoding: decoded bodies must re-encode to the same bytes. There are no maps; lists of clients increase strictly.
 3. Lengths are bounded before anything is parsed.
-4. There is no negotiation: one suite per version, and a frame with another one is malformed.
+4. There is no negotiation: a round has one suite, the hybrid one unless its configuration says otherwise, and a frame
+   with another one is malformed.
 
 Example:
     >>> frame = encode(SurvivorList(context=bytes(32), sender=SERVER, survivors=(1, 2, 5)))
@@ -25,23 +26,29 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 
 from .errors import MalformedMessageError
-from .primitives.keys import PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES
+from .primitives.keys import CLASSICAL, HYBRID, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES, Suite
 from .primitives.shamir import SHARE_BYTES
 
 MAGIC = b"SAGG"
 VERSION = 1
-SUITE = 1  # X25519, HKDF-SHA256, AES-256-GCM, AES-256-CTR, Ed25519
-HEADER = MAGIC + bytes((VERSION, SUITE))
+HEADER_BYTES = len(MAGIC) + 2
 SERVER = 0
 FRESH_BYTES = 32
-SEALED_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD_BYTES
-BYTES_PER_CLIENT = 256  # no message spends more on one client (a key bundle: 183), vectors aside
+SEALED_SHARES_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD_BYTES
+SEALED_HALF_BYTES = 32 + SEAL_OVERHEAD_BYTES
+BYTES_PER_CLIENT = 192  # no message spends more on one client than this and two public keys, vectors aside
 FIXED_BYTES = 1024  # nor more than this on what does not grow with the cohort
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
-PublicKey = Annotated[bytes, msgspec.Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
+PublicKey = Annotated[bytes, msgspec.Meta(min_length=CLASSICAL.public_key_bytes, max_length=HYBRID.public_key_bytes)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-SealedShare = Annotated[bytes, msgspec.Meta(min_length=SEALED_BYTES, max_length=SEALED_BYTES)]
+SealedShare = Annotated[
+    bytes,
+    msgspec.Meta(
+        min_length=SEALED_SHARES_BYTES,
+        max_length=SEALED_SHARES_BYTES + 2 * HYBRID.ciphertext_bytes + SEALED_HALF_BYTES,
+    ),
+]
 Id = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Sender = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Serial = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
@@ -155,22 +162,32 @@ class SignedFrame(Generic[MessageT]):
     signature: bytes
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message, *, suite: Suite = HYBRID) -> bytes:
     """Header and body."""
-    return HEADER + msgspec.msgpack.encode(message)
+    return _header(suite) + msgspec.msgpack.encode(message)
 
 
-def message_limit(cohort: int) -> int:
+def sealed_bytes(suite: Suite) -> int:
+    """The size of what a client seals to a neighbour: shares and, in the hybrid suite, its half of their pair secret.
+
+    Each of the two is sealed under a KEM secret of its own.
+    """
+    half = suite.ciphertext_bytes + SEALED_HALF_BYTES if suite.ciphertext_bytes else 0
+    return suite.ciphertext_bytes + SEALED_SHARES_BYTES + half
+
+
+def message_limit(cohort: int, suite: Suite = HYBRID) -> int:
     """The largest size in bytes of a message in a round with `cohort` clients, vectors and signatures aside."""
-    return FIXED_BYTES + BYTES_PER_CLIENT * cohort
+    return FIXED_BYTES + (BYTES_PER_CLIENT + 2 * suite.public_key_bytes) * cohort
 
 
-def decode(data: bytes | memoryview, kind: type[MessageT], *, limit: int) -> MessageT:
+def decode(data: bytes | memoryview, kind: type[MessageT], *, suite: Suite = HYBRID, limit: int) -> MessageT:
     """Reads a frame without tail and signature.
 
     Args:
         data: the received bytes.
         kind: the only message that is expected now.
+        suite: the suite of the round.
         limit: the largest acceptable size in bytes.
 
     Raises:
@@ -178,26 +195,30 @@ def decode(data: bytes | memoryview, kind: type[MessageT], *, limit: int) -> Mes
     """
     if len(data) > limit:
         raise MalformedMessageError(f"{kind.__name__} has {len(data)} bytes, at most {limit} are allowed")
-    if bytes(data[: len(HEADER)]) != HEADER:
+    if bytes(data[:HEADER_BYTES]) != _header(suite):
         raise MalformedMessageError(
-            f"{kind.__name__} does not start with the header of version {VERSION}, suite {SUITE}"
+            f"{kind.__name__} does not start with the header of version {VERSION}, suite {suite.number}"
         )
-    body = data[len(HEADER) :]
+    body = data[HEADER_BYTES:]
     try:
         message = msgspec.msgpack.decode(body, type=kind)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise MalformedMessageError(f"{kind.__name__} does not decode: {error}") from None
     if msgspec.msgpack.encode(message) != body:
         raise MalformedMessageError(f"{kind.__name__} is not in canonical form")
+    _check_sizes(message, suite)
     return message
 
 
-def decode_signed(data: bytes, kind: type[MessageT], *, limit: int, tail_bytes: int = 0) -> SignedFrame[MessageT]:
+def decode_signed(
+    data: bytes, kind: type[MessageT], *, suite: Suite = HYBRID, limit: int, tail_bytes: int = 0
+) -> SignedFrame[MessageT]:
     """Reads a signed frame.
 
     Args:
         data: the received bytes.
         kind: the only message that is expected now.
+        suite: the suite of the round.
         limit: the largest acceptable size of header and body.
         tail_bytes: the exact size of the tail.
 
@@ -206,9 +227,9 @@ def decode_signed(data: bytes, kind: type[MessageT], *, limit: int, tail_bytes: 
     """
     view = memoryview(data)
     body_end = len(data) - SIGNATURE_BYTES - tail_bytes
-    if body_end < len(HEADER):
+    if body_end < HEADER_BYTES:
         raise MalformedMessageError(f"{kind.__name__} has {len(data)} bytes, fewer than its vector and signature take")
-    message = decode(view[:body_end], kind, limit=limit)
+    message = decode(view[:body_end], kind, suite=suite, limit=limit)
     covered = view[: len(data) - SIGNATURE_BYTES]
     return SignedFrame(
         message=message,
@@ -226,3 +247,24 @@ def check_increasing(clients: tuple[int, ...]) -> None:
     """
     if any(left >= right for left, right in pairwise(clients)):
         raise MalformedMessageError("client ids must increase strictly")
+
+
+def _header(suite: Suite) -> bytes:
+    return MAGIC + bytes((VERSION, suite.number))
+
+
+def _check_sizes(message: Message, suite: Suite) -> None:
+    """Public keys and sealed messages have the sizes of the suite."""
+    bundles: tuple[KeyBundle, ...] = ()
+    sealed: tuple[bytes, ...] = ()
+    match message:
+        case AdvertiseKeys():
+            bundles = (message.bundle,)
+        case KeyBundles():
+            bundles = message.bundles
+        case ShareKeys() | SealedShares():
+            sealed = message.sealed
+    if any(len(key) != suite.public_key_bytes for bundle in bundles for key in (bundle.channel_key, bundle.mask_key)):
+        raise MalformedMessageError(f"a public key of suite {suite.number} has {suite.public_key_bytes} bytes")
+    if any(len(one) != sealed_bytes(suite) for one in sealed):
+        raise MalformedMessageError(f"a sealed message of suite {suite.number} has {sealed_bytes(suite)} bytes")

@@ -30,7 +30,7 @@ from protocols import (
     SurvivorsAgreed,
     required_threshold,
 )
-from protocols.wire import HEADER, Message
+from protocols.wire import HEADER_BYTES, Message
 
 Vector = NDArray[np.uint32]
 RandomBytes = Callable[[int], bytes]
@@ -53,6 +53,7 @@ def round_config(
     model: bytes = bytes(32),
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
+    suite: int = 2,
 ) -> RoundConfig:
     """A valid configuration with the smallest threshold and floor, unless told otherwise."""
     degree = cohort - 1 if degree is None else degree
@@ -67,6 +68,7 @@ def round_config(
         degree=degree,
         corrupt_holders=corrupt_holders,
         length=length,
+        suite=suite,
         modulus_bits=modulus_bits,
         model=model,
         binding=binding,
@@ -80,7 +82,7 @@ def faithful(_sender: ClientId | None, _receiver: ClientId | None, data: bytes) 
 
 def kind_of(data: bytes) -> type[Message]:
     """The kind that a frame claims to be: its tag is the first element of its array."""
-    return KINDS[data[len(HEADER) + 1]]
+    return KINDS[data[HEADER_BYTES + 1]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..session import ContributionNeeded, Event, Phase, SendMessage
 from ..wire import encode
 from .party import Party, Secrets
 from .rules import CANARIES, CLIENT_TRANSITIONS, WORD, member_bundle_digest, signature_kind
-from .wire import Committee, Contribution, MemberBundle, sealed_digest
+from .wire import SUITE, Committee, Contribution, MemberBundle, sealed_digest
 
 
 class OneShotClient(Party):
@@ -76,7 +76,8 @@ class OneShotClient(Party):
                     ephemeral_key=secrets.key.public,
                     vector=digest,
                     sealed=sealed_digest(sealed),
-                )
+                ),
+                suite=SUITE,
             )
             signature = self._sign(signature_kind(Contribution), sha256(covered).digest())
             self._erase()
@@ -91,6 +92,7 @@ class OneShotClient(Party):
                 member, signature_kind(MemberBundle), member_bundle_digest(bundle, rules.roster), bundle.signature
             )
             try:
+                keys.check_public_key(bundle.key, SUITE)
                 secrets.channels[member] = secrets.key.agree(bundle.key)
             except ValueError as error:
                 raise MalformedMessageError(f"the key of member {member}: {error}", client_id=member) from None

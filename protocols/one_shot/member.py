@@ -17,7 +17,7 @@ from ..session import Event, Phase, SendMessage
 from ..wire import FRESH_BYTES, check_increasing, encode
 from .party import Party, Secrets
 from .rules import MEMBER_TRANSITIONS, member_bundle_digest, signature_kind
-from .wire import Contribution, MemberBundle, MemberKeys, PartialSum, SealedContribution, UnmaskRequest
+from .wire import SUITE, Contribution, MemberBundle, MemberKeys, PartialSum, SealedContribution, UnmaskRequest
 
 
 class OneShotMember(Party):
@@ -50,7 +50,7 @@ class OneShotMember(Party):
             )
             signature = self._sign(signature_kind(MemberBundle), member_bundle_digest(unsigned, self._rules.roster))
             self._bundle = msgspec.structs.replace(unsigned, signature=signature)
-            frame = encode(MemberKeys(context=self._rules.context, sender=self._me, bundle=self._bundle))
+            frame = encode(MemberKeys(context=self._rules.context, sender=self._me, bundle=self._bundle), suite=SUITE)
             record = KeysAdvertised(round_id=self._rules.config.round_id, serial=serial)
             return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
 
@@ -64,7 +64,9 @@ class OneShotMember(Party):
         record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
         self._policy.check_survivors(record.model, record.survivors, self._history)
         share = key_shares.add(self._open(sealed) for sealed in message.contributions)
-        covered = encode(PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share))
+        covered = encode(
+            PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share), suite=SUITE
+        )
         frame = covered + self._sign(signature_kind(PartialSum), sha256(covered).digest())
         self._erase()
         return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
@@ -85,7 +87,7 @@ class OneShotMember(Party):
                 raise InconsistentViewError(
                     f"client {client} contributed to another round, or saw other keys", client_id=client
                 )
-            digest = sha256(encode(sealed.contribution)).digest()
+            digest = sha256(encode(sealed.contribution, suite=SUITE)).digest()
             rules.roster.check_signature(client, signature_kind(Contribution), digest, sealed.signature)
         return survivors
 

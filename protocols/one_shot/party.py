@@ -25,6 +25,7 @@ from ..roster import Identity, Roster, signed_text
 from ..session import Event, PersistBeforeSend, Phase, TransitionTable
 from ..wire import SERVER, Message, decode
 from .rules import OneShotConfig, Rules
+from .wire import SUITE
 
 RandomBytes = Callable[[int], bytes]
 
@@ -33,7 +34,7 @@ class Secrets(keys.Unprintable):
     """All that must be erased when a party's round ends, in one place."""
 
     def __init__(self, rand: RandomBytes) -> None:
-        self.key = keys.AgreementKey(rand(keys.PRIVATE_KEY_BYTES))
+        self.key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), SUITE)
         self.channels: dict[ClientId, bytes] = {}  # a client's: member -> shared secret
 
 
@@ -92,7 +93,7 @@ class Party(Lifecycle):
                 )
                 raise error(f"no message is expected in phase {self._phase.value}", client_id=self._me)
         with self._step(self._awaited.__name__):
-            message = decode(data, self._awaited, limit=self._rules.request_limit)
+            message = decode(data, self._awaited, suite=SUITE, limit=self._rules.request_limit)
             if message.context != self._rules.context:
                 raise InconsistentViewError("the message belongs to another round")
             if message.sender != SERVER:

@@ -17,8 +17,8 @@ from ..errors import ClientId, InconsistentViewError, TooFewClientsError
 from ..primitives import key_shares, keys, ring_mask
 from ..roster import Roster
 from ..session import DIGEST_BYTES, MAX_COHORT, MAX_LENGTH, Phase, TransitionTable
-from ..wire import SUITE, VERSION, check_increasing, message_limit
-from .wire import MemberBundle, request_limit
+from ..wire import VERSION, check_increasing, message_limit
+from .wire import SUITE, MemberBundle, request_limit
 
 PROTOCOL = "one_shot"
 CANARIES = 64  # coordinates behind the vector that every client leaves zero
@@ -133,7 +133,7 @@ def least_noise_bits(clients: int) -> int:
 
 def member_bundle_digest(bundle: MemberBundle, roster: Roster) -> bytes:
     """The digest that a member bundle's signature covers: everything in it, and the roster, but no round."""
-    where = (VERSION, SUITE, PROTOCOL, roster.digest)
+    where = (VERSION, SUITE.number, PROTOCOL, roster.digest)
     what = (bundle.member, bundle.serial, bundle.fresh, bundle.key)
     return sha256(b"secagg/v1/member-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
 
@@ -155,7 +155,7 @@ class Rules:
         self.config = config
         self.roster = roster
         self.context = sha256(b"secagg/v1/one_shot/context0" + config.digest() + roster.digest).digest()
-        self.limit = message_limit(max(config.cohort, len(config.committee)))
+        self.limit = message_limit(max(config.cohort, len(config.committee)), SUITE)
         self.request_limit = request_limit(config.cohort, len(config.committee))
         self.bundles: dict[ClientId, MemberBundle] = {}
 

@@ -29,6 +29,7 @@ from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
 from ..wire import SERVER, Message, decode, decode_signed, encode
 from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
 from .wire import (
+    SUITE,
     Committee,
     Contribution,
     MemberBundle,
@@ -113,7 +114,7 @@ class OneShotServer(Lifecycle):
     # One pair of steps for each phase: take a message, close the phase.
 
     def _take_keys(self, sender: ClientId, data: bytes) -> None:
-        message = decode(data, MemberKeys, limit=self._rules.limit)
+        message = decode(data, MemberKeys, suite=SUITE, limit=self._rules.limit)
         self._check_origin(message, sender)
         bundle = message.bundle
         if bundle.member != sender:
@@ -130,7 +131,7 @@ class OneShotServer(Lifecycle):
         rules = self._rules
         bundles = tuple(self._offered[member] for member in sorted(self._offered))
         rules.check_members("advertised keys", self._offered, self._phase)
-        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles))
+        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=SUITE)
         rules.bind(bundles)
         self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
         self._expected = frozenset(rules.roster)
@@ -166,12 +167,12 @@ class OneShotServer(Lifecycle):
             request = UnmaskRequest(
                 context=self._opening_context, sender=SERVER, bundles=bundles, contributions=contributions
             )
-            events.append(SendMessage(to=member, data=encode(request)))
+            events.append(SendMessage(to=member, data=encode(request, suite=SUITE)))
         self._expected = frozenset(rules.bundles)
         return events
 
     def _take_answer(self, sender: ClientId, data: bytes) -> None:
-        frame = decode_signed(data, PartialSum, limit=self._rules.request_limit)
+        frame = decode_signed(data, PartialSum, suite=SUITE, limit=self._rules.request_limit)
         self._check_origin(frame.message, sender)
         self._rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
         if frame.message.view != self._rules.view(self._received):
@@ -236,6 +237,6 @@ class OneShotServer(Lifecycle):
 def _check_public_key(public: bytes) -> None:
     """Refuses a key that no peer can agree with: it would void the round for all of them."""
     try:
-        keys.check_public_key(public)
+        keys.check_public_key(public, SUITE)
     except ValueError as error:
         raise MalformedMessageError(str(error)) from None

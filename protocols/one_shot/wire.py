@@ -18,7 +18,7 @@ import msgspec
 
 from ..errors import MalformedMessageError
 from ..primitives import key_shares
-from ..primitives.keys import SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES
+from ..primitives.keys import CLASSICAL, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES
 from ..primitives.prg import SEED_BYTES
 from ..wire import (
     BYTES_PER_CLIENT,
@@ -33,6 +33,7 @@ from ..wire import (
     decode_signed,
 )
 
+SUITE = CLASSICAL  # of every frame
 SEALED_SHARE_BYTES = key_shares.SHARE_BYTES + SEAL_OVERHEAD_BYTES
 
 SealedShare = Annotated[bytes, msgspec.Meta(min_length=SEED_BYTES + SEAL_OVERHEAD_BYTES, max_length=SEALED_SHARE_BYTES)]
@@ -112,7 +113,7 @@ class ContributionFrame:
 
 def request_limit(cohort: int, committee: int) -> int:
     """The largest size in bytes of a message that goes to a member."""
-    return FIXED_BYTES + BYTES_PER_CLIENT * (committee + cohort) + SEALED_SHARE_BYTES * cohort
+    return FIXED_BYTES + (BYTES_PER_CLIENT + 64) * (committee + cohort) + SEALED_SHARE_BYTES * cohort
 
 
 def sealed_digest(sealed: Sequence[bytes]) -> bytes:
@@ -139,7 +140,7 @@ def decode_contribution(
     start = len(data) - vector_bytes - sum(sealed_bytes)
     if start < SIGNATURE_BYTES:
         raise MalformedMessageError(f"a contribution has {len(data)} bytes, fewer than its vector and shares take")
-    head = decode_signed(bytes(view[:start]), Contribution, limit=limit)
+    head = decode_signed(bytes(view[:start]), Contribution, suite=SUITE, limit=limit)
     ends = accumulate(sealed_bytes, initial=start)
     sealed = tuple(bytes(view[begin:end]) for begin, end in pairwise(ends))
     vector = view[len(data) - vector_bytes :]

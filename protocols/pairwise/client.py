@@ -52,6 +52,7 @@ from ..wire import (
     encode,
 )
 from .rules import Rules
+from .sealed import Sealed, open_half, open_shares, seal
 
 RandomBytes = Callable[[int], bytes]
 
@@ -59,11 +60,12 @@ RandomBytes = Callable[[int], bytes]
 class _Secrets(keys.Unprintable):
     """All that must be erased when a client's round ends, in one place."""
 
-    def __init__(self, rand: RandomBytes) -> None:
-        self.channel_key = keys.AgreementKey(rand(keys.PRIVATE_KEY_BYTES))
-        self.mask_key = keys.AgreementKey(rand(keys.PRIVATE_KEY_BYTES))
+    def __init__(self, rand: RandomBytes, suite: keys.Suite) -> None:
+        self.channel_key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), suite)
+        self.mask_key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), suite)
         self.self_seed = rand(shamir.SECRET_BYTES)
-        self.channels: dict[ClientId, bytes] = {}  # peer -> shared secret of the channel keys
+        self.channels: dict[ClientId, bytes] = {}  # peer -> X25519 of the channel keys
+        self.pairs: dict[ClientId, bytes] = {}  # peer -> X25519 of the mask keys
         self.pair_seeds: dict[ClientId, bytes] = {}  # peer -> key of their common mask
         self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
 
@@ -123,7 +125,7 @@ class PairwiseClient(Lifecycle):
     def start(self) -> list[Event]:
         """Makes fresh keys and advertises them."""
         with self._step("start"):
-            self._secrets = _Secrets(self._rand)
+            self._secrets = _Secrets(self._rand, self._rules.suite)
             serial = self._history.serial + 1
             unsigned = KeyBundle(
                 client=self._me,
@@ -133,9 +135,10 @@ class PairwiseClient(Lifecycle):
                 mask_key=self._secrets.mask_key.public,
                 signature=bytes(keys.SIGNATURE_BYTES),
             )
-            signature = self._sign("KeyBundle", bundle_digest(unsigned, self._rules.roster))
+            signature = self._sign("KeyBundle", bundle_digest(unsigned, self._rules.roster, self._rules.suite))
             self._own_bundle = bundle = msgspec.structs.replace(unsigned, signature=signature)
-            frame = encode(AdvertiseKeys(context=self._rules.context, sender=self._me, bundle=bundle))
+            message = AdvertiseKeys(context=self._rules.context, sender=self._me, bundle=bundle)
+            frame = encode(message, suite=self._rules.suite)
             record = KeysAdvertised(round_id=self._rules.config.round_id, serial=serial)
             return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
 
@@ -159,7 +162,7 @@ class PairwiseClient(Lifecycle):
                 )
         kind, handler = handlers[self._phase]
         with self._step(kind.__name__):
-            message = decode(data, kind, limit=self._rules.limit)
+            message = decode(data, kind, suite=self._rules.suite, limit=self._rules.limit)
             if message.context != self._rules.context:
                 raise InconsistentViewError("the message belongs to another round, or to another view of its keys")
             if message.sender != SERVER:
@@ -195,7 +198,8 @@ class PairwiseClient(Lifecycle):
             words = packing.pack(vector, config.modulus_bits)
             prg.apply_masks(words, add=add, subtract=subtract)
             cohort = self._rules.cohort_digest(self._cohort)
-            head = encode(MaskedInput(context=self._rules.context, sender=self._me, cohort=cohort))
+            message = MaskedInput(context=self._rules.context, sender=self._me, cohort=cohort)
+            head = encode(message, suite=self._rules.suite)
             digest = sha256(head)
             digest.update(words.data)
             frame = b"".join((head, words.data, self._sign("MaskedInput", digest.digest())))
@@ -234,14 +238,17 @@ class PairwiseClient(Lifecycle):
         peers = self._peers(clients)
         for peer in peers:
             bundle = rules.bundles[peer]
-            rules.roster.check_signature(peer, "KeyBundle", bundle_digest(bundle, rules.roster), bundle.signature)
+            digest = bundle_digest(bundle, rules.roster, rules.suite)
+            rules.roster.check_signature(peer, "KeyBundle", digest, bundle.signature)
         serials = {peer: rules.bundles[peer].serial for peer in peers}
         self._policy.check_bundles(serials, self._history)
 
         for peer in peers:
             try:
+                for public in (rules.bundles[peer].channel_key, rules.bundles[peer].mask_key):
+                    keys.check_public_key(public, rules.suite)
                 secrets.channels[peer] = secrets.channel_key.agree(rules.bundles[peer].channel_key)
-                secrets.pair_seeds[peer] = rules.pair_mask_seed(secrets.mask_key, self._me, peer)
+                secrets.pairs[peer] = secrets.mask_key.agree(rules.bundles[peer].mask_key)
             except ValueError as error:
                 raise MalformedMessageError(f"a public key of client {peer}: {error}", client_id=peer) from None
         answer = self._sealed_shares(secrets)
@@ -251,7 +258,7 @@ class PairwiseClient(Lifecycle):
         """Both secrets, shared among the holders and sealed to each; this client keeps its own share."""
         rules, holders = self._rules, self._rules.graph.holders(self._me)
         shares = shamir.share(
-            (secrets.mask_key.private, secrets.self_seed),
+            (secrets.mask_key.secret, secrets.self_seed),
             threshold=rules.config.threshold,
             holders=len(holders),
             rand=self._rand,
@@ -259,14 +266,21 @@ class PairwiseClient(Lifecycle):
         plain = {holder: shares[slot].tobytes() for slot, holder in enumerate(holders)}
         secrets.held[self._me] = plain.pop(self._me)
         sealed = tuple(
-            keys.seal(self._channel(self._me, holder), share, associated=rules.context)
+            seal(
+                rules,
+                share,
+                sender=self._me,
+                receiver=holder,
+                agreed=secrets.channels[holder],
+                mask_secret=secrets.mask_key.secret,
+            )
             for holder, share in plain.items()
         )
         commitment = rules.seed_commitment(self._me, secrets.self_seed)
         return self._frame(ShareKeys(context=rules.context, sender=self._me, seed_commitment=commitment, sealed=sealed))
 
     def _open_shares(self, message: SealedShares) -> list[Event]:
-        rules, secrets = self._rules, self._live()
+        rules = self._rules
         check_increasing(message.cohort)
         cohort = tuple(ClientId(client) for client in message.cohort)
         if self._me not in cohort or not rules.bundles.keys() >= set(cohort):
@@ -279,21 +293,31 @@ class PairwiseClient(Lifecycle):
                 f"{len(message.sealed)} sealed shares for {len(peers)} neighbours in the cohort"
             )
         for peer, sealed in zip(peers, message.sealed, strict=True):
-            secrets.held[peer] = self._unsealed(peer, sealed)
-        secrets.pair_seeds = {peer: secrets.pair_seeds[peer] for peer in peers}
+            self._unseal(peer, Sealed.of(sealed, rules.suite))
         self._cohort = cohort
         return [ContributionNeeded(cohort=frozenset(cohort))]
 
-    def _unsealed(self, peer: ClientId, sealed: bytes) -> bytes:
-        """What a peer sealed to this client: one share of each of its two secrets."""
+    def _unseal(self, peer: ClientId, sealed: Sealed) -> None:
+        """Takes what a peer sealed to this client: a share of each of its two secrets, its half of the pair secret."""
+        rules, secrets = self._rules, self._live()
         try:
-            plain = keys.unseal(self._channel(peer, self._me), sealed, associated=self._rules.context)
-            shamir.decode_shares(plain, 2)
+            shares = open_shares(
+                rules,
+                sealed,
+                sender=peer,
+                receiver=self._me,
+                agreed=secrets.channels[peer],
+                channel_key=secrets.channel_key,
+            )
+            shamir.decode_shares(shares, 2)
+            half = open_half(rules, sealed.half, sender=peer, receiver=self._me, mask_key=secrets.mask_key)
         except ValueError as error:
             raise RemoteProtocolError(
                 f"the share from client {peer} to client {self._me}: {error}", client_id=peer
             ) from None
-        return plain
+        secrets.held[peer] = shares
+        halves = {self._me: rules.pair_half(secrets.mask_key.secret, self._me, peer), peer: half}
+        secrets.pair_seeds[peer] = rules.pair_mask_seed(secrets.pairs[peer], halves)
 
     def _check_survivors(self, message: SurvivorList) -> list[Event]:
         rules = self._rules
@@ -319,7 +343,7 @@ class PairwiseClient(Lifecycle):
             raise InconsistentViewError("a client that did not survive signed the survivor set")
         rules.check_holders(rules.graph.holders(self._me), set(signers), self._phase)
         for signer, signature in zip(signers, message.signatures, strict=True):
-            digest = sha256(encode(self._consistency_check(signer))).digest()
+            digest = sha256(encode(self._consistency_check(signer), suite=rules.suite)).digest()
             try:
                 rules.roster.check_signature(signer, "ConsistencyCheck", digest, signature)
             except InvalidSignatureError as error:
@@ -342,13 +366,6 @@ class PairwiseClient(Lifecycle):
         there = set(clients)
         return tuple(holder for holder in self._rules.graph.holders(self._me) if holder != self._me and holder in there)
 
-    def _channel(self, sender: ClientId, receiver: ClientId) -> bytes:
-        """The key that seals the one message from `sender` to `receiver`."""
-        peer = receiver if sender == self._me else sender
-        return keys.derive(
-            self._live().channels[peer], context=self._rules.context, usage=b"pairwise/channel", ids=(sender, receiver)
-        )
-
     def _consistency_check(self, client: ClientId) -> ConsistencyCheck:
         """What `client` signs if it sees the same cohort and survivors as this client."""
         return ConsistencyCheck(
@@ -356,7 +373,7 @@ class PairwiseClient(Lifecycle):
         )
 
     def _frame(self, message: Message) -> SendMessage:
-        covered = encode(message)
+        covered = encode(message, suite=self._rules.suite)
         return SendMessage(to=None, data=covered + self._sign(type(message).__name__, sha256(covered).digest()))
 
     def _sign(self, kind: str, digest: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -29,7 +29,8 @@ class Rules:
         self.config = config
         self.roster = roster
         self.context = round_context(config, roster)
-        self.limit = message_limit(config.cohort)
+        self.suite = keys.SUITES[config.suite]
+        self.limit = message_limit(config.cohort, self.suite)
         self.bundles: dict[ClientId, KeyBundle] = {}
         self.graph: NeighbourGraph
 
@@ -57,12 +58,30 @@ class Rules:
         """The key of the keystream PRG(b_u)."""
         return keys.derive(self_seed, context=self.context, usage=b"pairwise/self-mask", ids=(client,))
 
-    def pair_mask_seed(self, own: keys.AgreementKey, client: ClientId, peer: ClientId) -> bytes:
-        """The key of the keystream PRG(s_uv), the same from both ends."""
-        secret = own.agree(self.bundles[peer].mask_key)
-        return keys.derive(
-            secret, context=self.context, usage=b"pairwise/pair-mask", ids=(min(client, peer), max(client, peer))
-        )
+    def channel_key(self, secret: bytes, sender: ClientId, receiver: ClientId) -> bytes:
+        """The key that seals the one message from `sender` to `receiver`."""
+        return keys.derive(secret, context=self.context, usage=b"pairwise/channel", ids=(sender, receiver))
+
+    def pair_half(self, mask_secret: bytes, client: ClientId, peer: ClientId) -> bytes:
+        """A client's half z_uv of the secret with a peer; empty in the classical suite."""
+        if not self.suite.ciphertext_bytes:
+            return b""
+        return keys.derive(mask_secret, context=self.context, usage=b"pairwise/pair-half", ids=(client, peer))
+
+    def half_key(self, secret: bytes, sender: ClientId, receiver: ClientId) -> bytes:
+        """The key that seals a half on its way from `sender` to `receiver`."""
+        return keys.derive(secret, context=self.context, usage=b"pairwise/half-seal", ids=(sender, receiver))
+
+    def pair_mask_seed(self, agreed: bytes, halves: Mapping[ClientId, bytes]) -> bytes:
+        """The key of the keystream PRG(s_uv), the same from both ends.
+
+        Args:
+            agreed: X25519 of the two mask keys.
+            halves: the half that each of the two clients contributes.
+        """
+        low, high = sorted(halves)
+        secret = agreed + halves[low] + halves[high]
+        return keys.derive(secret, context=self.context, usage=b"pairwise/pair-mask", ids=(low, high))
 
     def check_floor(self, what: str, clients: Sequence[ClientId] | frozenset[ClientId], phase: Phase) -> None:
         """Every set of clients in a round stays at or above the floor."""

@@ -43,6 +43,7 @@ from ..wire import (
     encode,
 )
 from .rules import Rules
+from .sealed import Sealed, open_half
 
 SEGMENT_BYTES = (
     2 * 1024 * 1024
@@ -77,6 +78,7 @@ class PairwiseServer(Lifecycle):
         self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
             dict
         )  # receiver -> sender -> ciphertext
+        self._halves: dict[ClientId, dict[ClientId, bytes]] = {}  # the same, of the cohort: what a dropout would open
         self._cohort: tuple[ClientId, ...] = ()
         self._in_cohort: frozenset[ClientId] = frozenset()
         self._cohort_digest = b""
@@ -135,21 +137,20 @@ class PairwiseServer(Lifecycle):
     # One pair of steps for each phase: take a message, close the phase.
 
     def _take_keys(self, sender: ClientId, data: bytes) -> None:
-        message = decode(data, AdvertiseKeys, limit=self._rules.limit)
+        message = decode(data, AdvertiseKeys, suite=self._rules.suite, limit=self._rules.limit)
         self._check_origin(message, sender)
         bundle = message.bundle
         if bundle.client != sender:
             raise MalformedMessageError(f"client {sender} advertises keys of client {bundle.client}")
         if len(self._offered) == self._rules.config.cohort:
             raise RemoteProtocolError(f"the cohort of {self._rules.config.cohort} is full")
-        self._rules.roster.check_signature(
-            sender, "KeyBundle", bundle_digest(bundle, self._rules.roster), bundle.signature
-        )
+        digest = bundle_digest(bundle, self._rules.roster, self._rules.suite)
+        self._rules.roster.check_signature(sender, "KeyBundle", digest, bundle.signature)
         # Keys that no peer can agree with, or that repeat, would void the round for all others.
         public_keys = {bundle.channel_key, bundle.mask_key}
         try:
             for public in public_keys:
-                keys.check_public_key(public)
+                keys.check_public_key(public, self._rules.suite)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
         if len(public_keys) != 2 or not public_keys.isdisjoint(self._public_keys):
@@ -160,7 +161,7 @@ class PairwiseServer(Lifecycle):
     def _close_keys(self) -> list[Event]:
         self._rules.check_floor("advertised keys", frozenset(self._offered), self._phase)
         bundles = tuple(self._offered[client] for client in sorted(self._offered))
-        frame = encode(KeyBundles(context=self._rules.context, sender=0, bundles=bundles))
+        frame = self._encode(KeyBundles(context=self._rules.context, sender=0, bundles=bundles))
         self._rules.bind(bundles)
         self._expected = frozenset(self._offered)
         return [SendMessage(to=client, data=frame) for client in self._rules.bundles]
@@ -180,9 +181,16 @@ class PairwiseServer(Lifecycle):
         self._expected = self._in_cohort = frozenset(self._cohort)
         self._cohort_digest = self._rules.cohort_digest(self._cohort)
         events: list[Event] = []
+        suite = self._rules.suite
         for client in self._cohort:
-            sealed = tuple(self._sealed[client][peer] for peer in self._neighbours(client, self._in_cohort))
-            frame = encode(SealedShares(context=self._rules.context, sender=0, cohort=self._cohort, sealed=sealed))
+            peers = self._neighbours(client, self._in_cohort)
+            sealed = tuple(self._sealed[client].pop(peer) for peer in peers)
+            message = SealedShares(context=self._rules.context, sender=0, cohort=self._cohort, sealed=sealed)
+            frame = self._encode(message)
+            if suite.ciphertext_bytes:
+                self._halves[client] = {
+                    peer: Sealed.of(one, suite).half for peer, one in zip(peers, sealed, strict=True)
+                }
             events.append(SendMessage(to=client, data=frame))
         self._sealed.clear()
         bits = self._rules.config.modulus_bits
@@ -198,7 +206,7 @@ class PairwiseServer(Lifecycle):
     def _close_masked(self) -> list[Event]:
         self._survivors = tuple(sorted(self._answered))
         self._rules.check_floor("survived", self._survivors, self._phase)
-        frame = encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
+        frame = self._encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
         self._expected = self._alive = frozenset(self._survivors)
         self._view = self._rules.view(self._cohort, self._survivors)
         return [SendMessage(to=client, data=frame) for client in self._survivors]
@@ -216,7 +224,7 @@ class PairwiseServer(Lifecycle):
             signers = tuple(holder for holder in holders if holder in self._signatures)
             if len(signers) >= self._rules.config.threshold:
                 signatures = tuple(self._signatures[signer] for signer in signers)
-                frame = encode(
+                frame = self._encode(
                     SurvivorSignatures(context=self._rules.context, sender=0, signers=signers, signatures=signatures)
                 )
                 events.append(SendMessage(to=client, data=frame))
@@ -245,13 +253,13 @@ class PairwiseServer(Lifecycle):
                     )
                 subtract.append(self._rules.self_mask_seed(client, secret))
                 continue
-            mask_key = keys.AgreementKey(secret)
+            mask_key = keys.AgreementKey(secret, self._rules.suite)
             if mask_key.public != self._rules.bundles[client].mask_key:
                 raise RemoteProtocolError(
                     f"the shares of client {client}'s mask key do not match its public key", client_id=client
                 )
             for peer in self._neighbours(client, self._alive):
-                seed = self._rules.pair_mask_seed(mask_key, client, peer)
+                seed = self._pair_mask_seed(mask_key, client, peer)
                 (subtract if client > peer else add).append(seed)
         self._remove_masks(add, subtract)
         config = self._rules.config
@@ -284,6 +292,18 @@ class PairwiseServer(Lifecycle):
                     raise RemoteProtocolError(f"client {client} or a holder of its shares lies", client_id=client)
                 yield client, secret
 
+    def _pair_mask_seed(self, mask_key: keys.AgreementKey, client: ClientId, peer: ClientId) -> bytes:
+        """The key of the mask that a dropout would have shared with a peer, from the dropout's mask key."""
+        rules, half = self._rules, self._halves.get(client, {}).get(peer, b"")
+        try:
+            opened = open_half(rules, half, sender=peer, receiver=client, mask_key=mask_key)
+        except ValueError as error:
+            raise RemoteProtocolError(
+                f"the half of a pair secret from client {peer} to client {client}: {error}", client_id=peer
+            ) from None
+        halves = {client: rules.pair_half(mask_key.secret, client, peer), peer: opened}
+        return rules.pair_mask_seed(mask_key.agree(rules.bundles[peer].mask_key), halves)
+
     def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:
         step = SEGMENT_BYTES // self._words.itemsize
 
@@ -308,6 +328,9 @@ class PairwiseServer(Lifecycle):
         if message.sender != sender:
             raise MalformedMessageError(f"a message of client {message.sender} came from client {sender}")
 
+    def _encode(self, message: Message) -> bytes:
+        return encode(message, suite=self._rules.suite)
+
     def _open(self, sender: ClientId, data: bytes, kind: type[MessageT]) -> MessageT:
         """Checks a signed frame without a tail and returns its message."""
         return self._verified(sender, data, kind, 0)[0]
@@ -315,13 +338,14 @@ class PairwiseServer(Lifecycle):
     def _verified(
         self, sender: ClientId, data: bytes, kind: type[MessageT], tail_bytes: int
     ) -> tuple[MessageT, memoryview]:
-        frame = decode_signed(data, kind, limit=self._rules.limit, tail_bytes=tail_bytes)
+        frame = decode_signed(data, kind, suite=self._rules.suite, limit=self._rules.limit, tail_bytes=tail_bytes)
         self._check_origin(frame.message, sender)
         self._rules.roster.check_signature(sender, kind.__name__, frame.digest, frame.signature)
         return frame.message, frame.tail
 
     def _erase(self) -> None:
         self._sealed.clear()
+        self._halves.clear()
         self._shares.clear()
         self._words = np.zeros(0, dtype=np.uint32)
         self._expected = frozenset()

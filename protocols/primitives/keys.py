@@ -2,30 +2,39 @@
 
 Rules:
 
-1. Every derived key is HKDF-SHA256 with salt = round context and info = `secagg/v1/<usage>` followed by the ids it is
+1. There are two suites, and a round has one of them: X25519 alone, and X25519 with ML-KEM-768 (FIPS 203), where a key
+   stays secret if either of the two does. Whatever the suite, a key pair follows from 32 secret bytes.
+2. A KEM is no key exchange: somebody must send a ciphertext. So a shared secret has two halves, `agree` from the two
+   public keys, and `encapsulate` / `decapsulate` from a ciphertext on the way. With X25519 alone the second half and
+   the ciphertext are empty.
+3. Every derived key is HKDF-SHA256 with salt = round context and info = `secagg/v1/<usage>` followed by the ids it is
    for. No usage string serves twice.
-2. X25519 public keys are accepted in canonical form only (u < 2^255 - 19); points of low order are refused.
-3. A sealing key encrypts exactly one message, so the AES-GCM nonce is constant.
-4. Private keys never appear in a repr and cannot be pickled.
+4. Public keys are accepted in canonical form only; X25519 points of low order are refused.
+5. A sealing key encrypts exactly one message, so the AES-GCM nonce is constant.
+6. Private keys never appear in a repr and cannot be pickled.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-PUBLIC_KEY_BYTES = 32
-PRIVATE_KEY_BYTES = 32
+SECRET_KEY_BYTES = 32
+IDENTITY_BYTES = 32  # an Ed25519 public key
 SIGNATURE_BYTES = 64
 SEAL_OVERHEAD_BYTES = 16
 LABEL = b"secagg/v1/"
+_X25519_BYTES = 32
+_ML_KEM_PUBLIC_BYTES = 1184
 _FIELD_PRIME = 2**255 - 19
 # The points whose order divides 8: with them the shared secret is zero, whatever the private key.
 _LOW_ORDER = {
@@ -50,48 +59,120 @@ class Unprintable:
         raise TypeError(f"{type(self).__name__} holds secrets and cannot be pickled")
 
 
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """How two parties of a round come to a common secret.
+
+    Attributes:
+        number: the suite byte of every frame.
+        public_key_bytes: size of a public key.
+        ciphertext_bytes: size of what `encapsulate` sends.
+    """
+
+    number: int
+    public_key_bytes: int
+    ciphertext_bytes: int
+
+
+CLASSICAL = Suite(number=1, public_key_bytes=_X25519_BYTES, ciphertext_bytes=0)
+HYBRID = Suite(number=2, public_key_bytes=_X25519_BYTES + _ML_KEM_PUBLIC_BYTES, ciphertext_bytes=1088)
+SUITES = {suite.number: suite for suite in (CLASSICAL, HYBRID)}
+
+
 class AgreementKey(Unprintable):
-    """An X25519 key pair (RFC 7748).
+    """A key pair of either suite: X25519 (RFC 7748), or X25519 and ML-KEM-768 (FIPS 203) from the same 32 bytes.
 
     Args:
-        private: the 32 secret bytes, uniform.
+        secret: 32 uniform bytes, from which all else follows.
+        suite: the suite of the round.
+
+    Attributes:
+        secret: the same bytes.
+        public: the X25519 key, followed by the ML-KEM encapsulation key if the suite has one.
     """
 
-    __slots__ = ("_key", "private", "public")
+    __slots__ = ("_kem", "_x25519", "public", "secret")
 
-    def __init__(self, private: bytes) -> None:
-        self.private = private
-        self._key = X25519PrivateKey.from_private_bytes(private)
-        self.public = self._key.public_key().public_bytes_raw()
+    def __init__(self, secret: bytes, suite: Suite) -> None:
+        self.secret = secret
+        self._kem: MLKEM768PrivateKey | None = None
+        if suite is CLASSICAL:
+            self._x25519 = X25519PrivateKey.from_private_bytes(secret)
+            self.public = self._x25519.public_key().public_bytes_raw()
+            return
+        private = derive(secret, context=b"", usage=b"key/x25519")
+        self._x25519 = X25519PrivateKey.from_private_bytes(private)
+        self._kem = MLKEM768PrivateKey.from_seed_bytes(derive(secret, context=b"", usage=b"key/ml-kem-768", length=64))
+        self.public = self._x25519.public_key().public_bytes_raw() + self._kem.public_key().public_bytes_raw()
 
     def agree(self, peer_public: bytes) -> bytes:
-        """The 32-byte shared secret with a peer.
+        """The half of a shared secret that needs no ciphertext, 32 bytes, the same from both ends.
 
         Raises:
-            ValueError: the peer's key is not canonical or has low order.
+            ValueError: the peer's X25519 key is not canonical or has low order.
         """
-        check_public_key(peer_public)
-        return self._key.exchange(X25519PublicKey.from_public_bytes(peer_public))
+        point = peer_public[:_X25519_BYTES]
+        _check_point(point)
+        return self._x25519.exchange(X25519PublicKey.from_public_bytes(point))
+
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """The half that a peer encapsulated to this key: 32 bytes, or none if the suite has no KEM.
+
+        A ciphertext that is not a peer's gives another secret, not an error: whatever is sealed under it does not open.
+
+        Raises:
+            ValueError: the ciphertext has not the length of the suite.
+        """
+        if self._kem is not None:
+            return self._kem.decapsulate(ciphertext)
+        if ciphertext:
+            raise ValueError(f"this suite has no ciphertexts, got {len(ciphertext)} bytes")
+        return b""
 
 
-def check_public_key(public: bytes) -> None:
-    """Refuses X25519 public keys that nobody should agree with.
+def encapsulate(peer_public: bytes, suite: Suite) -> tuple[bytes, bytes]:
+    """The half of a shared secret that a ciphertext carries to a peer; its randomness is OpenSSL's generator.
+
+    Returns:
+        The secret, 32 bytes, and its ciphertext; both empty if the suite has no KEM.
 
     Raises:
-        ValueError: wrong length, not the canonical encoding of a field element (u >= 2^255 - 19), or a point of low
-            order.
+        ValueError: the peer's encapsulation key is not canonical.
     """
+    if suite is CLASSICAL:
+        return b"", b""
+    return MLKEM768PublicKey.from_public_bytes(peer_public[_X25519_BYTES:]).encapsulate()
+
+
+def check_public_key(public: bytes, suite: Suite) -> None:
+    """Refuses public keys that nobody should agree with.
+
+    Raises:
+        ValueError: wrong length; an X25519 key that is not the canonical encoding of a field element (u >= 2^255 - 19),
+            or a point of low order; an ML-KEM key with a coefficient that is not reduced (FIPS 203, 7.2).
+    """
+    if len(public) != suite.public_key_bytes:
+        raise ValueError(f"a public key of suite {suite.number} has {suite.public_key_bytes} bytes, got {len(public)}")
+    _check_point(public[:_X25519_BYTES])
+    if suite is HYBRID:
+        try:
+            MLKEM768PublicKey.from_public_bytes(public[_X25519_BYTES:])
+        except ValueError:
+            raise ValueError("the ML-KEM-768 public key is not canonical") from None
+
+
+def _check_point(public: bytes) -> None:
     u = int.from_bytes(public, "little")
-    if len(public) != PUBLIC_KEY_BYTES or u >= _FIELD_PRIME:
+    if u >= _FIELD_PRIME:
         raise ValueError("an X25519 public key must be the canonical 32 bytes of u < 2^255 - 19")
     if u in _LOW_ORDER:
         raise ValueError("the X25519 public key is a point of low order")
 
 
-def derive(secret: bytes, *, context: bytes, usage: bytes, ids: tuple[int, ...] = ()) -> bytes:
-    """A 32-byte key for one usage between the named ids, in one round."""
+def derive(secret: bytes, *, context: bytes, usage: bytes, ids: tuple[int, ...] = (), length: int = 32) -> bytes:
+    """A key of `length` bytes for one usage between the named ids, in one round."""
     info = LABEL + usage + struct.pack(f">{len(ids)}I", *ids)
-    return HKDF(algorithm=SHA256(), length=32, salt=context, info=info).derive(secret)
+    return HKDF(algorithm=SHA256(), length=length, salt=context, info=info).derive(secret)
 
 
 def seal(key: bytes, plaintext: bytes, *, associated: bytes) -> bytes:

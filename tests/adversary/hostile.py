@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from protocols import ClientId, Identity, Phase, ProtocolError
+from protocols.primitives.keys import HYBRID, Suite
 from protocols.roster import bundle_digest, signed_text
 from protocols.wire import (
     SERVER,
@@ -41,14 +42,15 @@ def rewriting(
     change: Callable[[ClientId, MessageT], Message | bytes],
     *,
     to: Collection[ClientId] | None = None,
+    suite: Suite = HYBRID,
 ) -> Network:
     """A network that rewrites the server's messages of one kind."""
 
     def network(_sender: ClientId | None, receiver: ClientId | None, data: bytes) -> list[bytes]:
         if receiver is None or kind_of(data) is not kind or (to is not None and receiver not in to):
             return [data]
-        forged = change(receiver, decode(data, kind, limit=NO_LIMIT))
-        return [forged if isinstance(forged, bytes) else encode(forged)]
+        forged = change(receiver, decode(data, kind, suite=suite, limit=NO_LIMIT))
+        return [forged if isinstance(forged, bytes) else encode(forged, suite=suite)]
 
     return network
 

@@ -15,7 +15,7 @@ from protocols import (
     ProtocolError,
     TooFewClientsError,
 )
-from protocols.primitives.keys import AgreementKey
+from protocols.primitives.keys import CLASSICAL, HYBRID, AgreementKey
 from protocols.wire import AdvertiseKeys, KeyBundle, KeyBundles
 from tests.protocols.oracles import load_vectors
 from tests.rounds import Round, random_vectors, round_config
@@ -23,8 +23,8 @@ from tests.rounds import Round, random_vectors, round_config
 from .hostile import altered, assert_refused, ids, malicious_client, rewriting, signed_bundle, small_round, together
 
 ALL = ids(1, 2, 3, 4)
-ATTACKER = AgreementKey(bytes(range(32))).public
-OTHER = AgreementKey(bytes(range(1, 33))).public
+ATTACKER = AgreementKey(bytes(range(32)), HYBRID).public
+OTHER = AgreementKey(bytes(range(1, 33)), HYBRID).public
 REFUSED = load_vectors("x25519_refused.json")
 UNUSABLE = {name: bytes.fromhex(value) for group in REFUSED.values() for name, value in group.items()}
 
@@ -37,6 +37,11 @@ def with_bundle(message: KeyBundles, client: ClientId, change: Change) -> KeyBun
 
 def field(**changes: object) -> Change:
     return lambda bundle: msgspec.structs.replace(bundle, **changes)
+
+
+def unusable_key(bundle: KeyBundle, name: str, unusable: str) -> KeyBundle:
+    """A bundle in which one X25519 key is unusable, and the ML-KEM key beside it is still good."""
+    return field(**{name: UNUSABLE[unusable] + getattr(bundle, name)[32:]})(bundle)
 
 
 @pytest.mark.parametrize("name", ["channel_key", "mask_key"])
@@ -69,7 +74,7 @@ class TestSubstitution:
         def change(me: ClientId, message: KeyBundles) -> KeyBundles:
             for peer in ALL:
                 if peer != me:
-                    fresh = AgreementKey(bytes((peer, me)) * 16).public
+                    fresh = AgreementKey(bytes((peer, me)) * 16, HYBRID).public
                     message = with_bundle(message, peer, field(**{name: fresh}))
             return message
 
@@ -115,7 +120,7 @@ class TestSubstitution:
             game,
             ClientId(4),
             AdvertiseKeys,
-            lambda m: altered(m, bundle=signed_bundle(game, field(**{name: UNUSABLE[unusable]})(m.bundle))),
+            lambda m: altered(m, bundle=signed_bundle(game, unusable_key(m.bundle, name, unusable))),
         )
         game.play()
         assert [event.client for event in game.rejected] == [4]
@@ -132,8 +137,7 @@ class TestSubstitution:
         game = small_round()
 
         def change(_: ClientId, message: KeyBundles) -> KeyBundles:
-            bad = field(**{name: UNUSABLE[unusable]})
-            return with_bundle(message, ClientId(4), lambda b: signed_bundle(game, bad(b)))
+            return with_bundle(message, ClientId(4), lambda b: signed_bundle(game, unusable_key(b, name, unusable)))
 
         game.network = rewriting(KeyBundles, change)
         game.play()
@@ -212,7 +216,7 @@ class TestLists:
     def test_own_keys_must_come_back_unchanged(self, name: str) -> None:
         """Even if the change is signed with the client's own key, as if it came from a twin of it."""
         values: dict[str, object] = {
-            "serial": 7, "fresh": OTHER, "channel_key": OTHER, "mask_key": OTHER, "signature": bytes(64),
+            "serial": 7, "fresh": OTHER[:32], "channel_key": OTHER, "mask_key": OTHER, "signature": bytes(64),
         }  # fmt: skip
         game = small_round()
 
@@ -258,6 +262,19 @@ class TestLists:
             return altered(message, bundles=(*message.bundles, extra))
 
         game.network = rewriting(KeyBundles, change)
+        game.play()
+        assert_refused(game, MalformedMessageError, by=ALL, match="at most")
+
+    def test_more_clients_than_the_cohort_in_short_bundles(self) -> None:
+        """The classical suite's bundles are small enough for the limit to hold one more."""
+        game = Round(round_config(4, threshold=3, suite=1), random_vectors(6, 5))
+
+        def change(_: ClientId, message: KeyBundles) -> KeyBundles:
+            extra = game.clients[ClientId(5)]._own_bundle
+            assert extra is not None
+            return altered(message, bundles=(*message.bundles, extra))
+
+        game.network = rewriting(KeyBundles, change, suite=CLASSICAL)
         game.play()
         assert_refused(game, InconsistentViewError, by=ALL, match="5 clients in a cohort of 4")
 

@@ -24,7 +24,11 @@ class CuttingServer:
 
     def __init__(self, n: int, degree: int, corrupt_holders: int, colluders_in_a_run: int, arc: int) -> None:
         config = round_config(
-            n, degree=degree, corrupt_holders=corrupt_holders, min_survivors=n - degree + 2 * colluders_in_a_run
+            n,
+            degree=degree,
+            corrupt_holders=corrupt_holders,
+            min_survivors=n - degree + 2 * colluders_in_a_run,
+            suite=1,
         )
         self.game = Round(config, random_vectors(n, 5))
         self.vectors: dict[ClientId, bytes] = {}
@@ -91,8 +95,10 @@ class CuttingServer:
                     private = self.secret(peer, "mask key")
                     if private is None:
                         return None
-                    self.mask_keys[peer] = keys.AgreementKey(private)
-                pair = rules.pair_mask_seed(self.mask_keys[peer], peer, client)
+                    self.mask_keys[peer] = keys.AgreementKey(private, rules.suite)
+                agreed = self.mask_keys[peer].agree(rules.bundles[client].mask_key)
+                halves = {one: rules.pair_half(b"", one, one) for one in (peer, client)}  # empty in this suite
+                pair = rules.pair_mask_seed(agreed, halves)
                 (subtract if peer > client else add).append(pair)
         prg.apply_masks(total, add=add, subtract=subtract)
         return packing.unpack(total, game.config.length, 32)

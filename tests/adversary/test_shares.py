@@ -4,8 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from protocols import ClientId, Phase, RemoteProtocolError, TooFewClientsError
-from protocols.primitives import keys, shamir
+from protocols import ClientId, PairwiseClient, Phase, RemoteProtocolError, TooFewClientsError
+from protocols.pairwise.sealed import seal
+from protocols.primitives import shamir
 from protocols.wire import ConsistencyCheck, MaskedInput, SealedShares, ShareKeys, Unmask
 from tests.rounds import Round, random_vectors, round_config
 
@@ -82,6 +83,20 @@ class TestRelay:
         assert game.result.survivors == set(ids(1, 2, 4))
 
 
+def resealed(session: PairwiseClient, holder: ClientId, shares: bytes) -> bytes:
+    """What the liar seals to a holder, with other shares in it."""
+    secrets = session._secrets
+    assert secrets is not None
+    return seal(
+        session._rules,
+        shares,
+        sender=LIAR,
+        receiver=holder,
+        agreed=secrets.channels[holder],
+        mask_secret=secrets.mask_key.secret,
+    )
+
+
 def lying_dealer(game: Round, mask_key: bytes | None, self_seed: bytes | None) -> None:
     """Client 4 shares other secrets than it uses."""
     session = game.clients[LIAR]
@@ -91,15 +106,13 @@ def lying_dealer(game: Round, mask_key: bytes | None, self_seed: bytes | None) -
         assert secrets is not None
         holders = session._rules.graph.holders(LIAR)
         shares = shamir.share(
-            (mask_key or secrets.mask_key.private, self_seed or secrets.self_seed),
+            (mask_key or secrets.mask_key.secret, self_seed or secrets.self_seed),
             threshold=game.config.threshold,
             holders=len(holders),
             rand=np.random.default_rng(0).bytes,
         )
         sealed = tuple(
-            keys.seal(session._channel(LIAR, holder), shares[slot].tobytes(), associated=session._rules.context)
-            for slot, holder in enumerate(holders)
-            if holder != LIAR
+            resealed(session, holder, shares[slot].tobytes()) for slot, holder in enumerate(holders) if holder != LIAR
         )
         secrets.held[LIAR] = shares[holders.index(LIAR)].tobytes()
         return altered(message, sealed=sealed)
@@ -150,10 +163,7 @@ class TestLyingDealer:
         session = game.clients[LIAR]
 
         def change(message: ShareKeys) -> ShareKeys:
-            sealed = tuple(
-                keys.seal(session._channel(LIAR, peer), b"\xff" * 72, associated=session._rules.context)
-                for peer in ids(1, 2, 3)
-            )
+            sealed = tuple(resealed(session, peer, b"\xff" * 72) for peer in ids(1, 2, 3))
             return altered(message, sealed=sealed)
 
         game.network = malicious_client(game, LIAR, ShareKeys, change)

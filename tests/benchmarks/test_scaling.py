@@ -20,7 +20,7 @@ SCHEMA = json.loads((Path(secagg.__file__).parent / "schema.json").read_text())
 
 def small_round() -> Round:
     degree = Degree(degree=5, corrupt_holders=0)
-    return Round(round_config(clients=6, dropouts=1, dimension=50, bits=32, degree=degree))
+    return Round(round_config(clients=6, dropouts=1, dimension=50, bits=32, degree=degree, suite=2))
 
 
 def test_prints_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:

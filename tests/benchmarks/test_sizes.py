@@ -13,6 +13,7 @@ import secagg
 from benchmarks.__main__ import main
 from benchmarks.sizes import count
 from protocols import Phase
+from protocols.primitives.keys import HYBRID, SUITES, Suite
 from secagg import AggregationConfig, NoPrivacy, Simulation
 from tests.rounds import Round, kind_of, random_vectors, round_config
 
@@ -48,17 +49,18 @@ def test_uploads_are_those_that_reach_the_server_of_a_simulation(clients: int, b
 
     updates = {client: {"w": np.full(1001, 1e-3)} for client in range(1, clients + 1)}
     Simulation(config, clients=updates).round(updates, tap=tap)
-    expected = count(clients=clients, dimension=1001, degree=None, bits=bits)["upload"]["total"]
+    expected = count(clients=clients, dimension=1001, degree=None, bits=bits, suite=HYBRID)["upload"]["total"]
     assert sent == dict.fromkeys(updates, expected)
 
 
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: f"suite{suite.number}")
 @pytest.mark.parametrize(("cohort", "degree"), [(12, None), (131, None), (131, 6)])
-def test_every_message_of_a_real_round_has_its_size(cohort: int, degree: int | None) -> None:
+def test_every_message_of_a_real_round_has_its_size(cohort: int, degree: int | None, suite: Suite) -> None:
     """The last client of 131 has an id of two bytes; in a ring of 131, some of its neighbours have shorter ones."""
-    parties = Round(round_config(cohort, degree=degree, length=10), random_vectors(cohort, 10))
+    parties = Round(round_config(cohort, degree=degree, length=10, suite=suite.number), random_vectors(cohort, 10))
     parties.run()
     last = max(parties.clients)
-    sizes = count(clients=cohort, dimension=10, degree=degree, bits=32)
+    sizes = count(clients=cohort, dimension=10, degree=degree, bits=32, suite=suite)
     sent = {kind_of(data).__name__: len(data) for client, _, data in parties.sent if client == last}
     assert sent == {name: size for name, size in sizes["upload"].items() if name != "total"}
     received = {kind_of(data).__name__: len(data) for client, data in parties.received if client == last}
@@ -73,7 +75,7 @@ def test_an_invitation_has_its_size() -> None:
         like={"w": np.zeros(5)}, clients=3, max_dropouts=0, max_colluders=0, privacy=NoPrivacy(clip_norm=1.0)
     )
     invitations = Simulation(config, clients=range(1, 4))._server.begin()
-    expected = count(clients=3, dimension=5, degree=None, bits=32)["download"]["Invitation"]
+    expected = count(clients=3, dimension=5, degree=None, bits=32, suite=HYBRID)["download"]["Invitation"]
     assert [len(message.data) for message in invitations] == [expected] * 3
 
 

@@ -16,24 +16,27 @@ from math import prod
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-HEADER = b"SAGG\x01\x01"
+from tests.protocols.ml_kem import encapsulate
+
 P = 65521
 CONFIG_FIELDS = (
     "round_id", "cohort", "threshold", "min_survivors", "degree", "corrupt_holders", "length", "modulus_bits",
-    "model", "binding",
+    "model", "binding", "suite",
 )  # fmt: skip
 # Section 4: tag, then the fields after context and sender. `n` bytes are an int, lists are one-element lists.
-BUNDLE = ("id", "serial", 32, 32, 32, 64)
+BUNDLE = ("id", "serial", 32, "key", "key", 64)
+SIZES = {1: {"key": 32, "sealed": 88}, 2: {"key": 1216, "sealed": 2312}}  # by suite
 MESSAGES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "Invitation": (0, (32, 32)),
     "AdvertiseKeys": (1, (BUNDLE,)),
     "KeyBundles": (2, ([BUNDLE],)),
-    "ShareKeys": (3, (32, [88])),
-    "SealedShares": (4, (["id"], [88])),
+    "ShareKeys": (3, (32, ["sealed"])),
+    "SealedShares": (4, (["id"], ["sealed"])),
     "MaskedInput": (5, (32,)),
     "SurvivorList": (6, (["id"],)),
     "ConsistencyCheck": (7, (32,)),
@@ -72,8 +75,8 @@ class Refused(Exception):
 class Reader:
     """Reads canonical msgpack by a schema and nothing else."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, data: bytes, suite: int) -> None:
+        self.data, self.at, self.sizes = data, 0, SIZES[suite]
 
     def take(self, count: int) -> bytes:
         piece = self.data[self.at : self.at + count]
@@ -119,6 +122,8 @@ class Reader:
     def value(self, schema: Any) -> Any:
         if isinstance(schema, int):
             return self.blob(schema)
+        if isinstance(schema, str) and schema in self.sizes:
+            return self.blob(self.sizes[schema])
         if schema == "bytes":
             return self.blob(None)
         if isinstance(schema, str):
@@ -130,16 +135,20 @@ class Reader:
         return [self.value(one) for one in schema]
 
 
-def encode(kind: str, context: bytes, sender: int, *fields: Any) -> bytes:
+def header(suite: int) -> bytes:
+    return b"SAGG\x01" + bytes((suite,))
+
+
+def encode(kind: str, context: bytes, sender: int, *fields: Any, suite: int) -> bytes:
     """Header and body."""
-    return HEADER + pack([MESSAGES[kind][0], context, sender, *fields])
+    return header(suite) + pack([MESSAGES[kind][0], context, sender, *fields])
 
 
-def decode(kind: str, data: bytes) -> list[Any]:
+def decode(kind: str, data: bytes, *, suite: int = 1) -> list[Any]:
     """Context, sender, fields; refuses whatever section 4 does not allow."""
-    if data[:6] != HEADER:
+    if data[:6] != header(suite):
         raise Refused("another header")
-    reader = Reader(data[6:])
+    reader = Reader(data[6:], suite)
     tag, fields = MESSAGES[kind]
     values: list[Any] = reader.value(("tag", 32, "sender", *fields))
     if values[0] != tag or reader.at != len(reader.data):
@@ -154,6 +163,22 @@ def hkdf(secret: bytes, context: bytes, usage: str, *ids: int) -> bytes:
     """One block of HKDF-SHA256."""
     info = b"secagg/v1/pairwise/" + usage.encode() + b"".join(struct.pack(">I", i) for i in ids)
     return hmac.digest(hmac.digest(context, secret, sha256), info + b"\x01", sha256)
+
+
+def key_pair(secret: bytes, suite: int) -> tuple[bytes, bytes]:
+    """Section 5.1: the X25519 private key and, in suite 2, the ML-KEM seed."""
+    if suite == 1:
+        return secret, b""
+    inner = hmac.digest(bytes(32), secret, sha256)
+    first = hmac.digest(inner, b"secagg/v1/key/ml-kem-768\x01", sha256)
+    second = hmac.digest(inner, first + b"secagg/v1/key/ml-kem-768\x02", sha256)
+    return hmac.digest(inner, b"secagg/v1/key/x25519\x01", sha256), first + second
+
+
+def public_key(secret: bytes, suite: int) -> bytes:
+    point, seed = key_pair(secret, suite)
+    kem = MLKEM768PrivateKey.from_seed_bytes(seed).public_key().public_bytes_raw() if seed else b""
+    return public_of(point) + kem
 
 
 def public_of(private: bytes) -> bytes:
@@ -183,7 +208,7 @@ def holders_of(members: Sequence[int], degree: int, context: bytes) -> dict[int,
     """Section 3.6."""
     if degree >= len(members) - 1:
         return {client: list(members) for client in members}
-    stream = shake_256(b"secagg/v1/graph" + context).digest(16 * len(members))
+    stream = shake_256(b"secagg/v1/pairwise/graph" + context).digest(16 * len(members))
     ring = sorted(members, key=lambda client: (stream[(i := 16 * members.index(client)) : i + 16], client))
     reach = range(-(degree // 2), degree // 2 + 1)
     return {c: sorted(ring[(ring.index(c) + step) % len(ring)] for step in reach) for c in members}
@@ -308,6 +333,7 @@ class HonestRound:
     def __post_init__(self) -> None:
         script = self.script
         config = [bytes.fromhex(v) if isinstance(v := script["config"][name], str) else v for name in CONFIG_FIELDS]
+        self.suite = script["config"]["suite"]
         self.threshold, self.degree = script["config"]["threshold"], script["config"]["degree"]
         self.lanes = Lanes(script["config"]["modulus_bits"], script["config"]["length"])
         self.identities = {int(client): bytes.fromhex(key) for client, key in script["identities"].items()}
@@ -316,8 +342,9 @@ class HonestRound:
             for client, key in sorted(self.identities.items())
         }
         self.roster_digest = sha256(b"secagg/v1/roster" + pack([[*pin] for pin in self.roster.items()])).digest()
-        config_digest = sha256(pack(config)).digest()
+        config_digest = sha256(b"secagg/v1/pairwise/config" + pack(config)).digest()
         self.context0 = sha256(b"secagg/v1/pairwise/context0" + config_digest + self.roster_digest).digest()
+        self.context = self.context0  # until the keys are known
         self.derived = {"config": config_digest, "roster": self.roster_digest, "context0": self.context0}
         self.secrets = {int(c): draw(bytes.fromhex(data), self.threshold) for c, data in script["rand"].items() if data}
 
@@ -333,6 +360,9 @@ class HonestRound:
         self.unmask()
         return self
 
+    def frame(self, kind: str, sender: int, *fields: Any) -> bytes:
+        return encode(kind, self.context, sender, *fields, suite=self.suite)
+
     def send(self, sender: int, receiver: int, kind: str, frame: bytes) -> None:
         self.messages.append((sender, receiver, kind, frame))
 
@@ -343,13 +373,18 @@ class HonestRound:
         bundles = {}
         for client, secrets in sorted(self.secrets.items()):
             serial = self.script["serials"][str(client)]
-            keys = (public_of(secrets.channel_key), public_of(secrets.mask_key))
+            keys = (public_key(secrets.channel_key, self.suite), public_key(secrets.mask_key, self.suite))
             said = [client, serial, secrets.fresh, *keys]
-            covered = b"secagg/v1/key-bundle" + pack([1, 1, "pairwise", self.roster_digest, *said])
+            covered = b"secagg/v1/pairwise/key-bundle" + pack([1, self.suite, "pairwise", self.roster_digest, *said])
             bundles[client] = [*said, sign(self.identities[client], "KeyBundle", covered)]
-            self.send(client, 0, "AdvertiseKeys", encode("AdvertiseKeys", self.context0, client, bundles[client]))
+            self.send(
+                client,
+                0,
+                "AdvertiseKeys",
+                self.frame("AdvertiseKeys", client, bundles[client]),
+            )
         for client in bundles:
-            frame = encode("KeyBundles", self.context0, 0, list(bundles.values()))
+            frame = self.frame("KeyBundles", 0, list(bundles.values()))
             self.send(0, client, "KeyBundles", frame)
         root = merkle_root([pack(bundle) for bundle in bundles.values()])
         self.bundles = bundles
@@ -361,13 +396,47 @@ class HonestRound:
         there = set(among)
         return [peer for peer in self.holders[client] if peer != client and peer in there]
 
+    def agreed(self, secret: bytes, public: bytes) -> bytes:
+        return agree(key_pair(secret, self.suite)[0], public[:32])
+
+    def encapsulated(self, sender: int, receiver: int, which: int) -> tuple[bytes, bytes]:
+        """KEM secret and ciphertext: 0 for the half, 1 for the channel; empty in suite 1."""
+        if self.suite == 1:
+            return b"", b""
+        at = 2 * self.neighbours(sender, self.bundles).index(receiver) + which
+        message = bytes.fromhex(self.script["kem"][str(sender)])[32 * at : 32 * at + 32]
+        return encapsulate(self.bundles[receiver][4 - which][32:], message)
+
     def channel(self, sender: int, receiver: int) -> bytes:
-        secret = agree(self.secrets[sender].channel_key, self.bundles[receiver][3])
+        secret = self.agreed(self.secrets[sender].channel_key, self.bundles[receiver][3])
+        secret += self.encapsulated(sender, receiver, 1)[0]
         return hkdf(secret, self.context, "channel", sender, receiver)
 
+    def half(self, mask_key: bytes, client: int, peer: int) -> bytes:
+        return b"" if self.suite == 1 else hkdf(mask_key, self.context, "pair-half", client, peer)
+
+    def sealed_half(self, sender: int, receiver: int) -> bytes:
+        if self.suite == 1:
+            return b""
+        secret, ciphertext = self.encapsulated(sender, receiver, 0)
+        cipher = AESGCM(hkdf(secret, self.context, "half-seal", sender, receiver))
+        half = self.half(self.secrets[sender].mask_key, sender, receiver)
+        return ciphertext + cipher.encrypt(bytes(12), half, self.context)
+
+    def opened_half(self, mask_key: bytes, sender: int, receiver: int) -> bytes:
+        """What the owner of a mask key, or the server that reconstructed it, reads in what a peer sent to it."""
+        if self.suite == 1:
+            return b""
+        data = self.sealed[sender, receiver][-1136:]
+        secret = MLKEM768PrivateKey.from_seed_bytes(key_pair(mask_key, 2)[1]).decapsulate(data[:1088])
+        cipher = AESGCM(hkdf(secret, self.context, "half-seal", sender, receiver))
+        return cipher.decrypt(bytes(12), data[1088:], self.context)
+
     def pair_mask(self, mask_key: bytes, client: int, peer: int) -> bytes:
-        secret = agree(mask_key, self.bundles[peer][4])
-        return hkdf(secret, self.context, "pair-mask", min(client, peer), max(client, peer))
+        secret = self.agreed(mask_key, self.bundles[peer][4])
+        halves = {client: self.half(mask_key, client, peer), peer: self.opened_half(mask_key, peer, client)}
+        low, high = sorted(halves)
+        return hkdf(secret + halves[low] + halves[high], self.context, "pair-mask", low, high)
 
     def shares_of(self, client: int) -> dict[int, bytes]:
         """Holder -> its share of the mask key, its share of the self seed."""
@@ -384,7 +453,7 @@ class HonestRound:
         return shares
 
     def share_keys(self) -> None:
-        sealed = {}
+        self.sealed = sealed = {}
         self.cohort = [client for client in self.bundles if self.speaks(client, 1)]
         self.shares = {client: self.shares_of(client) for client in self.cohort}
         self.commitments = {}
@@ -392,14 +461,17 @@ class HonestRound:
             peers = self.neighbours(client, self.bundles)
             for peer in peers:
                 cipher = AESGCM(self.channel(client, peer))
-                sealed[client, peer] = cipher.encrypt(bytes(12), self.shares[client][peer], self.context)
+                half, ciphertext = self.sealed_half(client, peer), self.encapsulated(client, peer, 1)[1]
+                associated = self.context + ciphertext + half
+                shares = cipher.encrypt(bytes(12), self.shares[client][peer], associated)
+                sealed[client, peer] = ciphertext + shares + half
             commitment = hkdf(self.secrets[client].self_seed, self.context, "self-seed-commitment", client)
             self.commitments[client] = commitment
             boxes = [sealed[client, peer] for peer in peers]
-            self.send_signed(client, "ShareKeys", encode("ShareKeys", self.context, client, commitment, boxes))
+            self.send_signed(client, "ShareKeys", self.frame("ShareKeys", client, commitment, boxes))
         for client in self.cohort:
             boxes = [sealed[peer, client] for peer in self.neighbours(client, self.cohort)]
-            self.send(0, client, "SealedShares", encode("SealedShares", self.context, 0, self.cohort, boxes))
+            self.send(0, client, "SealedShares", self.frame("SealedShares", 0, self.cohort, boxes))
         everybody = sorted(self.bundles)
         self.keys = {
             "channel": {f"{a},{b}": self.channel(a, b) for a in everybody for b in self.neighbours(a, everybody)},
@@ -433,12 +505,14 @@ class HonestRound:
                 words = [w + factor * m for w, m in zip(words, self.expand(seed), strict=True)]
             tail = self.lanes.to_bytes([w % self.lanes.modulus for w in words])
             self.send_signed(
-                client, "MaskedInput", encode("MaskedInput", self.context, client, self.cohort_digest) + tail
+                client,
+                "MaskedInput",
+                self.frame("MaskedInput", client, self.cohort_digest) + tail,
             )
             received = self.lanes.from_bytes(tail)
             self.total = [(a + b) % self.lanes.modulus for a, b in zip(self.total, received, strict=True)]
         for client in self.survivors:
-            self.send(0, client, "SurvivorList", encode("SurvivorList", self.context, 0, self.survivors))
+            self.send(0, client, "SurvivorList", self.frame("SurvivorList", 0, self.survivors))
         lists = pack([self.cohort, self.survivors])
         self.view = sha256(b"secagg/v1/pairwise/view" + self.context + lists).digest()
         self.derived["view"] = self.view
@@ -448,7 +522,9 @@ class HonestRound:
         for client in self.survivors:
             if self.speaks(client, 3):
                 self.send_signed(
-                    client, "ConsistencyCheck", encode("ConsistencyCheck", self.context, client, self.view)
+                    client,
+                    "ConsistencyCheck",
+                    self.frame("ConsistencyCheck", client, self.view),
                 )
                 signatures[client] = self.messages[-1][3][-64:]
         self.asked = []
@@ -458,7 +534,7 @@ class HonestRound:
             if len(signers) >= self.threshold:
                 self.asked.append(client)
                 signed = [signatures[signer] for signer in signers]
-                requests.append((client, encode("SurvivorSignatures", self.context, 0, signers, signed)))
+                requests.append((client, self.frame("SurvivorSignatures", 0, signers, signed)))
         self.fails = any(len({*self.holders[c]} & {*self.asked}) < self.threshold for c in self.cohort)
         if not self.fails:
             for client, frame in requests:
@@ -476,7 +552,7 @@ class HonestRound:
                 self.shares[owner][holder][36:] if owner in self.survivors else self.shares[owner][holder][:36]
                 for owner in owners
             )
-            self.send_signed(holder, "Unmask", encode("Unmask", self.context, holder, said))
+            self.send_signed(holder, "Unmask", self.frame("Unmask", holder, said))
             received[holder] = {owner: said[36 * i : 36 * i + 36] for i, owner in enumerate(owners)}
         total = self.total
         for owner in self.cohort:
@@ -495,7 +571,7 @@ class HonestRound:
             if hkdf(secret, self.context, "self-seed-commitment", owner) != self.commitments[owner]:
                 raise ValueError(f"the self seed of {owner} is another one")
             return [(-1, hkdf(secret, self.context, "self-mask", owner))]
-        if public_of(secret) != self.bundles[owner][4]:
+        if public_key(secret, self.suite) != self.bundles[owner][4]:
             raise ValueError(f"the mask key of {owner} is another one")
         return [
             (-1 if owner > peer else 1, self.pair_mask(secret, owner, peer))

@@ -31,7 +31,7 @@ from protocols import (
     SurvivorsAgreed,
 )
 from protocols.wire import (
-    HEADER,
+    MAGIC,
     KeyBundles,
     Message,
     SealedShares,
@@ -226,7 +226,7 @@ class HostileNetwork(RuleBasedStateMachine):
         """A well-formed message with an entry left out, or with two contents swapped."""
         places = [i for i, (sender, _, _) in enumerate(self.in_flight) if sender is None]
         _, receiver, frame = self.in_flight.pop(data.draw(st.sampled_from(places)))
-        assert frame.startswith(HEADER)
+        assert frame.startswith(MAGIC)
         name = kind_of(frame).__name__
         message = decode(frame, KINDS[name], limit=10**6)
         fields = LISTS[name]

@@ -24,7 +24,7 @@ from protocols import (
     required_threshold,
 )
 from protocols.session import CLIENT_TRANSITIONS, SERVER_TRANSITIONS
-from protocols.wire import decode, message_limit
+from tests.classical import decode, message_limit
 from tests.vectors import generate
 from tests.vectors.live import (
     CLIENT_MESSAGES,
@@ -92,10 +92,11 @@ class TestFiles:
         assert {path.name: path.read_text() for path in generate.DIRECTORY.iterdir()} == written
 
     def test_rounds_cover_what_they_should(self) -> None:
-        """Both graphs, all three word widths, every message, and every place where a client can vanish but one."""
+        """Both graphs, both suites, all word widths, every message, all places but one where a client can vanish."""
         configs = [script["config"] for script in SUMS.values()]
         assert {config["degree"] == config["cohort"] - 1 for config in configs} == {True, False}
         assert {config["modulus_bits"] for config in configs} == {12, 16, 32}
+        assert {config["suite"] for config in configs} == {1, 2}
         assert {count for script in SUMS.values() for count in script["silent"].values()} == {1, 2, 3}
         kinds = {message["kind"] for script in SUMS.values() for message in script["messages"]}
         assert kinds == {kind.__name__ for kind in (*CLIENT_MESSAGES, *SERVER_MESSAGES)}
@@ -158,7 +159,8 @@ class TestRounds:
             body = (
                 covered[: len(covered) - tail.words * tail.word_bytes] if message["kind"] == "MaskedInput" else covered
             )
-            assert from_spec.decode(message["kind"], body)[1] == message["from"]
+            said = from_spec.decode(message["kind"], body, suite=independent.suite)
+            assert said[1] == message["from"]
             checked += 1
         assert checked == sum(script["silent"].get(c, 5) - 1 for c in script["vectors"]) - (
             0 if script["success"] else 2  # nobody is asked to unmask
@@ -166,11 +168,12 @@ class TestRounds:
 
     @every_round
     def test_specification_of_unsigned_messages(self, script: Script) -> None:
+        suite = script["config"]["suite"]
         for message in script["messages"]:
             if message["to"] or message["kind"] == "AdvertiseKeys":
                 frame = bytes.fromhex(message["bytes"])
-                values = from_spec.decode(message["kind"], frame)
-                assert from_spec.encode(message["kind"], *values) == frame
+                values = from_spec.decode(message["kind"], frame, suite=suite)
+                assert from_spec.encode(message["kind"], *values, suite=suite) == frame
 
 
 def test_specification_of_the_threshold() -> None:

@@ -32,7 +32,10 @@ from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneS
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
 from protocols.roster import signed_text
-from protocols.wire import Message, encode
+from protocols.wire import (
+    Message,
+)
+from tests.classical import encode
 
 Vector = NDArray[np.uint32]
 # Takes (sender or None for the server, receiver or None for the server, data) and gives what arrives instead.

@@ -20,7 +20,10 @@ from protocols.one_shot.wire import (
     UnmaskRequest,
 )
 from protocols.roster import signed_text
-from protocols.wire import Message, decode, encode
+from protocols.wire import (
+    Message,
+)
+from tests.classical import decode, encode
 
 from .game import NO_LIMIT, Game, Network, signed
 

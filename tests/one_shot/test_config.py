@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocols import ClientId, MalformedMessageError, Phase
 from protocols.one_shot.rules import least_noise_bits, least_threshold
 from protocols.one_shot.wire import Committee, MemberBundle, decode_contribution, request_limit
-from protocols.wire import decode, encode
+from tests.classical import decode, encode
 
 from .game import NO_LIMIT, Game, members, random_vectors, round_config
 

@@ -26,7 +26,7 @@ from protocols.one_shot.wire import (
 )
 from protocols.primitives import key_shares, packing, ring_mask
 from protocols.roster import signed_text
-from protocols.wire import decode, decode_signed, encode
+from tests.classical import decode, decode_signed, encode
 
 from .game import NO_LIMIT, Game, changing, round_config, signed, silencing
 from .hostile import (

@@ -26,7 +26,10 @@ from protocols.one_shot.wire import (
     UnmaskRequest,
 )
 from protocols.primitives import keys
-from protocols.wire import SERVER, decode, encode
+from protocols.wire import (
+    SERVER,
+)
+from tests.classical import decode, encode
 
 from .game import NO_LIMIT, Game, round_config, silencing
 from .hostile import (
@@ -52,7 +55,7 @@ class TestCopies:
         game = Game(network=silencing(TWO))
         game.advance(Phase.MASKED_INPUT)
         frame = game.parse(game.sent_by(ONE)[0])
-        for changes in ({}, {"ephemeral_key": keys.AgreementKey(bytes(range(32))).public}):
+        for changes in ({}, {"ephemeral_key": keys.AgreementKey(bytes(range(32)), keys.CLASSICAL).public}):
             copy = game.contribution(TWO, frame, sealed=frame.sealed, vector=bytes(frame.vector), **changes)
             game.to_server(TWO, copy)
             assert "copy" in game.rejected[-1].reason
@@ -68,7 +71,7 @@ class TestCopies:
     def test_members_refuse_a_copy(self, fresh: tuple[str, ...], alone: bool) -> None:
         """Client 2 signs client 1's shares as its own, with or without a key and a vector of its own."""
         game, requests = at_unmask()
-        values = {"vector": bytes(32), "ephemeral_key": keys.AgreementKey(bytes(range(32))).public}
+        values = {"vector": bytes(32), "ephemeral_key": keys.AgreementKey(bytes(range(32)), keys.CLASSICAL).public}
         for member, request in requests.items():
             first, _, *others = request.contributions
             copy = resigned(game, first, sender=TWO, **{name: values[name] for name in fresh})
@@ -276,7 +279,7 @@ class TestMembers:
         game, requests = at_unmask()
         member = members_of(game)[-1]
         first, *rest = requests[member].contributions
-        own = keys.AgreementKey(bytes(range(32)))
+        own = keys.AgreementKey(bytes(range(32)), keys.CLASSICAL)
         rules = game.server._rules
         channel = rules.channel(own.agree(rules.bundles[member].key), ONE, member)
         share = keys.seal(channel, b"\xff" * 4096, associated=rules.associated(ONE, member, own.public, bytes(32)))
@@ -367,7 +370,7 @@ class TestClients:
 
         def change(shown: Committee) -> Committee:
             first, second, *rest = shown.bundles
-            own = keys.AgreementKey(bytes(range(32))).public
+            own = keys.AgreementKey(bytes(range(32)), keys.CLASSICAL).public
             changed = {
                 "swapped key": (msgspec.structs.replace(first, key=own), second, *rest),
                 "key of the server's own": (rebundled(game, first, by=TWO, key=own), second, *rest),

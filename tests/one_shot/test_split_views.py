@@ -12,7 +12,7 @@ from protocols import ClientId, Phase, ProtocolError
 from protocols.one_shot.rules import WORD, least_threshold
 from protocols.one_shot.wire import PartialSum, SealedContribution, UnmaskRequest
 from protocols.primitives import key_shares, ring_mask
-from protocols.wire import decode, decode_signed, encode
+from tests.classical import decode, decode_signed, encode
 
 from .game import NO_LIMIT, Game, random_vectors, round_config
 

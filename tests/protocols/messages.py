@@ -7,7 +7,6 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 
 from protocols.wire import (
-    SEALED_BYTES,
     SERVER,
     AdvertiseKeys,
     ConsistencyCheck,
@@ -22,6 +21,7 @@ from protocols.wire import (
     SurvivorSignatures,
     Unmask,
 )
+from tests.classical import SEALED_BYTES
 
 KINDS: dict[str, type[Message]] = {
     kind.__name__: kind for kind in Message.__subclasses__() if kind.__module__ == Message.__module__

@@ -2,19 +2,25 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.primitives.keys import (
+    CLASSICAL,
+    HYBRID,
     SEAL_OVERHEAD_BYTES,
     AgreementKey,
     SigningKey,
     check_public_key,
     derive,
+    encapsulate,
     seal,
     unseal,
     verifies,
@@ -40,30 +46,30 @@ class TestAgreement:
         scalar, u, result = (bytes.fromhex(vector[name]) for name in ("scalar", "u", "result"))
         assert x25519_ladder(scalar, u) == result
         if vector["canonical_u"]:
-            assert AgreementKey(scalar).agree(u) == result
+            assert AgreementKey(scalar, CLASSICAL).agree(u) == result
         else:
             with pytest.raises(ValueError, match="canonical"):
-                AgreementKey(scalar).agree(u)
+                AgreementKey(scalar, CLASSICAL).agree(u)
 
     def test_rfc_7748_iteration(self) -> None:
         vector = X25519["iterated"]
         scalar = u = bytes.fromhex(vector["start"])
         for step in range(1000):
-            scalar, u = AgreementKey(scalar).agree(u), scalar
+            scalar, u = AgreementKey(scalar, CLASSICAL).agree(u), scalar
             if step == 0:
                 assert scalar.hex() == vector["after_1"]
         assert scalar.hex() == vector["after_1000"]
 
     def test_rfc_7748_section_6_1(self) -> None:
         vector = {name: bytes.fromhex(value) for name, value in X25519["agreement"].items()}
-        alice, bob = AgreementKey(vector["alice_private"]), AgreementKey(vector["bob_private"])
+        alice, bob = AgreementKey(vector["alice_private"], CLASSICAL), AgreementKey(vector["bob_private"], CLASSICAL)
         assert (alice.public, bob.public) == (vector["alice_public"], vector["bob_public"])
         assert alice.agree(bob.public) == bob.agree(alice.public) == vector["shared"]
 
     @settings(max_examples=20)
     @given(a=keys32, b=keys32)
     def test_agrees_with_the_ladder_from_both_ends(self, a: bytes, b: bytes) -> None:
-        left, right = AgreementKey(a), AgreementKey(b)
+        left, right = AgreementKey(a, CLASSICAL), AgreementKey(b, CLASSICAL)
         assert left.public == x25519_ladder(a, BASE_POINT)
         assert left.agree(right.public) == right.agree(left.public) == x25519_ladder(a, right.public)
 
@@ -74,38 +80,38 @@ class TestAgreement:
         public = bytes.fromhex(REFUSED["low_order"][name])
         assert montgomery_multiple(8, int.from_bytes(public, "little")) == 0
         with pytest.raises(ValueError, match=r"."):
-            AgreementKey(private).agree(public)
+            AgreementKey(private, CLASSICAL).agree(public)
 
     @pytest.mark.parametrize("name", REFUSED["low_order"])
     def test_low_order_points_are_refused_before_any_private_key_meets_them(self, name: str) -> None:
         with pytest.raises(ValueError, match="low order"):
-            check_public_key(bytes.fromhex(REFUSED["low_order"][name]))
+            check_public_key(bytes.fromhex(REFUSED["low_order"][name]), CLASSICAL)
 
     @pytest.mark.parametrize("name", [*REFUSED["low_order_not_canonical"], *REFUSED["not_canonical"]])
     def test_non_canonical_keys_are_refused(self, name: str) -> None:
         public = bytes.fromhex((REFUSED["low_order_not_canonical"] | REFUSED["not_canonical"])[name])
         assert int.from_bytes(public, "little") >= FIELD_PRIME
         with pytest.raises(ValueError, match="canonical"):
-            AgreementKey(bytes(32)).agree(public)
+            AgreementKey(bytes(32), CLASSICAL).agree(public)
 
     @given(private=keys32)
     def test_every_other_encoding_of_an_honest_key_is_refused(self, private: bytes) -> None:
-        public = AgreementKey(private).public
-        check_public_key(public)
+        public = AgreementKey(private, CLASSICAL).public
+        check_public_key(public, CLASSICAL)
         number = int.from_bytes(public, "little")
         aliases = [number | 1 << 255, number + FIELD_PRIME]
         for alias in aliases:
             if alias < 2**256:
                 with pytest.raises(ValueError, match="canonical"):
-                    check_public_key(alias.to_bytes(32, "little"))
+                    check_public_key(alias.to_bytes(32, "little"), CLASSICAL)
 
     @pytest.mark.parametrize("size", [0, 31, 33])
     def test_wrong_lengths_are_refused(self, size: int) -> None:
         with pytest.raises(ValueError, match="32 bytes"):
-            check_public_key(b"\x09" * size)
+            check_public_key(b"\x09" * size, CLASSICAL)
 
     def test_the_largest_canonical_key_that_is_not_low_order_is_accepted(self) -> None:
-        check_public_key((FIELD_PRIME - 2).to_bytes(32, "little"))
+        check_public_key((FIELD_PRIME - 2).to_bytes(32, "little"), CLASSICAL)
 
 
 class TestDerive:
@@ -193,12 +199,75 @@ class TestSignatures:
         assert not verifies(SigningKey(bytes(32)).public, bytes(size), b"text")
 
 
+class TestHybrid:
+    """ML-KEM-768 beside X25519, from the same 32 bytes."""
+
+    @settings(max_examples=20)
+    @given(secret=st.binary(min_size=32, max_size=32))
+    def test_a_ciphertext_carries_a_secret_to_one_key_alone(self, secret: bytes) -> None:
+        key = AgreementKey(secret, HYBRID)
+        check_public_key(key.public, HYBRID)
+        assert AgreementKey(secret, HYBRID).public == key.public
+        shared, ciphertext = encapsulate(key.public, HYBRID)
+        assert (len(key.public), len(ciphertext), len(shared)) == (
+            HYBRID.public_key_bytes,
+            HYBRID.ciphertext_bytes,
+            32,
+        )
+        assert key.decapsulate(ciphertext) == shared
+        damaged = bytes((ciphertext[0] ^ 1,)) + ciphertext[1:]
+        other = AgreementKey(bytes(b ^ 1 for b in secret), HYBRID)
+        assert len({shared, key.decapsulate(damaged), other.decapsulate(ciphertext)}) == 3
+        assert encapsulate(key.public, HYBRID)[0] != shared
+
+    def test_both_halves_of_a_key_pair_follow_from_the_secret_by_labels_of_their_own(self) -> None:
+        secret = bytes(range(32))
+        point = hkdf_sha256(secret, salt=b"", info=b"secagg/v1/key/x25519", length=32)
+        seed = hkdf_sha256(secret, salt=b"", info=b"secagg/v1/key/ml-kem-768", length=64)
+        kem = MLKEM768PrivateKey.from_seed_bytes(seed).public_key().public_bytes_raw()
+        assert AgreementKey(secret, HYBRID).public == AgreementKey(point, CLASSICAL).public + kem
+
+    def test_the_classical_suite_has_empty_ciphertexts(self) -> None:
+        key = AgreementKey(bytes(range(32)), CLASSICAL)
+        assert encapsulate(key.public, CLASSICAL) == (b"", b"")
+        assert key.decapsulate(b"") == b""
+        with pytest.raises(ValueError, match="no ciphertexts"):
+            key.decapsulate(b"x")
+
+    @pytest.mark.parametrize("size", [0, 1087, 1089])
+    def test_ciphertexts_of_another_length_are_refused(self, size: int) -> None:
+        with pytest.raises(ValueError, match="ciphertext"):
+            AgreementKey(bytes(range(32)), HYBRID).decapsulate(bytes(size))
+
+    @pytest.mark.parametrize("coefficient", [3329, 4095])
+    @pytest.mark.parametrize("place", [0, 767])
+    def test_encapsulation_keys_with_unreduced_coefficients_are_refused(self, coefficient: int, place: int) -> None:
+        """FIPS 203, 7.2, the modulus check: two coefficients of 12 bits in three bytes."""
+        public = bytearray(AgreementKey(bytes(range(32)), HYBRID).public)
+        first = 32 + 3 * (place // 2)
+        pair = int.from_bytes(public[first : first + 3], "little")
+        shift = 12 * (place % 2)
+        pair = pair & ~(0xFFF << shift) | coefficient << shift
+        public[first : first + 3] = pair.to_bytes(3, "little")
+        with pytest.raises(ValueError, match="canonical"):
+            check_public_key(bytes(public), HYBRID)
+        with pytest.raises(ValueError):
+            encapsulate(bytes(public), HYBRID)
+
+    def test_the_x25519_part_is_checked_too(self) -> None:
+        public = AgreementKey(bytes(range(32)), HYBRID).public
+        with pytest.raises(ValueError, match="low order"):
+            check_public_key(bytes(32) + public[32:], HYBRID)
+        with pytest.raises(ValueError, match="1216 bytes"):
+            check_public_key(public[:32], HYBRID)
+
+
 class TestSecrecy:
-    @pytest.mark.parametrize("kind", [AgreementKey, SigningKey, Identity])
-    def test_neither_printed_nor_pickled_nor_copied(self, kind: type[AgreementKey | SigningKey]) -> None:
+    @pytest.mark.parametrize("kind", [partial(AgreementKey, suite=HYBRID), SigningKey, Identity])
+    def test_neither_printed_nor_pickled_nor_copied(self, kind: Callable[[bytes], AgreementKey | SigningKey]) -> None:
         private = bytes(range(32))
         key = kind(private)
-        assert repr(key) == str(key) == f"<{kind.__name__}>"
+        assert repr(key) == str(key) == f"<{type(key).__name__}>"
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(TypeError, match="secrets"):
                 pickle.dumps(key, protocol)

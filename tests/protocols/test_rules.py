@@ -10,7 +10,7 @@ import msgspec
 from protocols import ClientId, Identity, Roster
 from protocols.pairwise import round_context
 from protocols.pairwise.rules import Rules
-from protocols.primitives.keys import AgreementKey
+from protocols.primitives.keys import HYBRID, AgreementKey
 from protocols.roster import bundle_root
 from protocols.wire import KeyBundle
 from tests.rounds import round_config
@@ -19,13 +19,13 @@ from .oracles import hkdf_sha256
 
 CONFIG = round_config(3, round_id=bytes(32))
 ROSTER = Roster({ClientId(i): Identity(bytes((i,)) * 32).public for i in range(1, 5)})
-KEYS = {ClientId(i): AgreementKey(bytes((i, 7)) * 16) for i in range(1, 4)}
+KEYS = {ClientId(i): AgreementKey(bytes((i, 7)) * 16, HYBRID) for i in range(1, 4)}
 BUNDLES = [
     KeyBundle(
         client=client,
         serial=1,
         fresh=bytes((client,)) * 32,
-        channel_key=AgreementKey(bytes((client, 8)) * 16).public,
+        channel_key=AgreementKey(bytes((client, 8)) * 16, HYBRID).public,
         mask_key=key.public,
         signature=bytes(64),
     )
@@ -93,13 +93,18 @@ class TestKeys:
         assert len({f(ClientId(c), SECRET) for f in (rules.seed_commitment, rules.self_mask_seed) for c in (1, 2)}) == 4
 
     def test_from_the_mask_keys(self) -> None:
-        """The same from both ends, and for nobody else."""
+        """From X25519 and both halves, in the order of the ids; each half from the 32 bytes of one mask key."""
         rules = bound()
         one, two, three = (ClientId(i) for i in range(1, 4))
         shared = KEYS[one].agree(KEYS[two].public)
-        expected = hkdf_sha256(shared, salt=rules.context, info=label(b"pair-mask", 1, 2), length=32)
-        assert rules.pair_mask_seed(KEYS[one], one, two) == rules.pair_mask_seed(KEYS[two], two, one) == expected
-        assert rules.pair_mask_seed(KEYS[three], three, two) != expected
+        halves = {one: rules.pair_half(SECRET, one, two), two: rules.pair_half(SECRET, two, one)}
+        assert halves[one] == hkdf_sha256(SECRET, salt=rules.context, info=label(b"pair-half", 1, 2), length=32)
+        assert halves[one] != halves[two] != rules.pair_half(SECRET, two, three)
+        secret = shared + halves[one] + halves[two]
+        expected = hkdf_sha256(secret, salt=rules.context, info=label(b"pair-mask", 1, 2), length=32)
+        assert rules.pair_mask_seed(shared, halves) == expected
+        assert rules.pair_mask_seed(shared, dict(reversed(halves.items()))) == expected
+        assert rules.pair_mask_seed(shared, {one: halves[two], two: halves[one]}) != expected
 
     def test_another_round_has_other_keys(self) -> None:
         rules, other = bound(), Rules(replace(CONFIG, round_id=b"\x01" * 32), ROSTER)
@@ -107,4 +112,7 @@ class TestKeys:
         one, two = ClientId(1), ClientId(2)
         assert rules.seed_commitment(one, SECRET) != other.seed_commitment(one, SECRET)
         assert rules.self_mask_seed(one, SECRET) != other.self_mask_seed(one, SECRET)
-        assert rules.pair_mask_seed(KEYS[one], one, two) != other.pair_mask_seed(KEYS[one], one, two)
+        assert rules.pair_half(SECRET, one, two) != other.pair_half(SECRET, one, two)
+        assert rules.half_key(SECRET, one, two) != other.half_key(SECRET, one, two) != other.half_key(SECRET, two, one)
+        halves = {one: SECRET, two: SECRET}
+        assert rules.pair_mask_seed(SECRET, halves) != other.pair_mask_seed(SECRET, halves)

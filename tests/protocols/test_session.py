@@ -102,10 +102,12 @@ class TestRoundConfig:
         base: dict[str, object] = {
             "round_id": bytes(32), "cohort": 14, "threshold": 7, "min_survivors": 12, "degree": 8,
             "corrupt_holders": 1, "length": 100, "modulus_bits": 16, "model": bytes(32), "binding": bytes(32),
+            "suite": 2,
         }  # fmt: skip
         other: dict[str, object] = {
             "round_id": b"\x01" * 32, "cohort": 15, "threshold": 8, "min_survivors": 13, "degree": 6,
             "corrupt_holders": 2, "length": 101, "modulus_bits": 32, "model": b"\x01" * 32, "binding": b"\x01" * 32,
+            "suite": 1,
         }  # fmt: skip
         assert base.keys() == other.keys() == GOOD.__dataclass_fields__.keys()
         configs = [base, base, *(base | {name: value} for name, value in other.items())]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocols import MalformedMessageError
 from protocols.wire import (
-    HEADER,
+    HEADER_BYTES,
     SERVER,
     KeyBundle,
     KeyBundles,
@@ -18,11 +18,8 @@ from protocols.wire import (
     Message,
     SurvivorList,
     check_increasing,
-    decode,
-    decode_signed,
-    encode,
-    message_limit,
 )
+from tests.classical import HEADER, decode, decode_signed, encode, message_limit
 
 from .messages import KINDS, SIGNED, full_round, messages
 from .oracles import load_vectors
@@ -62,7 +59,7 @@ class TestEncoding:
     def test_every_kind_starts_with_tag_context_sender(self, name: str) -> None:
         message = full_round(3)[name]
         tag = list(full_round(3)).index(name)
-        body = encode(message)[len(HEADER) :]
+        body = encode(message)[HEADER_BYTES:]
         assert body[1] == tag
         assert body[2:4] == b"\xc4\x20"
         assert body[36] == message.sender
@@ -168,14 +165,14 @@ class TestRefusals:
 
     def test_arrays_in_a_longer_form(self) -> None:
         good = survivor_list(b"\x01")
-        body = good[len(HEADER) :]
+        body = good[HEADER_BYTES:]
         assert decode(good, SurvivorList, limit=NO_LIMIT).survivors == (1,)
         refused(HEADER + b"\xdc\x00\x04" + body[1:])
         refused(HEADER + b"\xdd\x00\x00\x00\x04" + body[1:])
         refused(good[:-2] + b"\xdc\x00\x01\x01")
 
     def test_missing_and_extra_fields(self) -> None:
-        body = survivor_list(b"\x01")[len(HEADER) :]
+        body = survivor_list(b"\x01")[HEADER_BYTES:]
         refused(HEADER + b"\x93" + body[1:-2])
         refused(HEADER + b"\x95" + body[1:] + b"\x01")
         refused(HEADER + b"\x95" + body[1:] + b"\xc0")

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from protocols import ClientId
+from protocols.pairwise.sealed import Sealed
 from protocols.primitives import keys
 from protocols.roster import bundle_root
-from protocols.wire import AdvertiseKeys, decode
+from protocols.wire import AdvertiseKeys, ShareKeys, decode, decode_signed
 
 from .live import Case, Played, Script, Tape, config_of, play, roster_of
 from .refused import (
@@ -85,18 +86,21 @@ def make_round(
         "config": {
             "round_id": digests["round_id"],
             "cohort": len(clients),
-            **config,
+            **{"suite": keys.CLASSICAL.number} | config,
             "model": digests["model"],
             "binding": digests["binding"],
         },
         "policy": {"min_survivors": config["min_survivors"], "corrupt_holders": config["corrupt_holders"]},
         "serials": {str(client): (serials or {}).get(client, 1) for client in clients},
         "rand": {str(client): tapes[client].hex() for client in clients},
+        **({"kem": {str(c): stream(f"{name}/kem", c).hex() for c in clients}} if "suite" in config else {}),
         "vectors": vectors,
         "silent": {str(client): count for client, count in (silent or {}).items()},
     }
     played = play(script)
     script["rand"] = {str(client): tape.data[: tape.used].hex() for client, tape in played.tapes.items()}
+    if played.kem:
+        script["kem"] = {str(client): tape.data[: tape.used].hex() for client, tape in played.kem.items()}
     script["derived"], script["keys"] = derived(script, played)
     script["messages"] = played.messages
     if played.result is not None:
@@ -112,20 +116,37 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     """Digests, holders and symmetric keys of a round."""
     rules, cohort, survivors = played.server._rules, played.server._cohort, played.server._survivors
     private = {client: Tape(bytes.fromhex(script["rand"][str(client)])) for client in rules.bundles}
-    channel_keys = {client: keys.AgreementKey(tape(32)) for client, tape in private.items()}
-    mask_keys = {client: keys.AgreementKey(tape(32)) for client, tape in private.items()}
+    channel_keys = {client: keys.AgreementKey(tape(32), rules.suite) for client, tape in private.items()}
+    mask_keys = {client: keys.AgreementKey(tape(32), rules.suite) for client, tape in private.items()}
     seeds = {client: tape(32) for client, tape in private.items()}
     holders = {client: rules.graph.holders(client) for client in rules.bundles}
     pairs = [(a, b) for a in holders for b in holders[a] if a != b]
 
+    sealed = {}
+    for message in played.messages if rules.suite.ciphertext_bytes else []:
+        if message["kind"] == "ShareKeys":
+            frame = decode_signed(bytes.fromhex(message["bytes"]), ShareKeys, suite=rules.suite, limit=rules.limit)
+            sender = ClientId(message["from"])
+            peers = (peer for peer in holders[sender] if peer != sender)
+            sealed |= {(sender, peer): one for peer, one in zip(peers, frame.message.sealed, strict=True)}
+
     def channel(sender: ClientId, receiver: ClientId) -> bytes:
         secret = channel_keys[sender].agree(rules.bundles[receiver].channel_key)
-        return keys.derive(secret, context=rules.context, usage=b"pairwise/channel", ids=(sender, receiver))
+        if sealed:
+            secret += channel_keys[receiver].decapsulate(Sealed.of(sealed[sender, receiver], rules.suite).ciphertext)
+        return rules.channel_key(secret, sender, receiver)
 
+    def pair_mask(one: ClientId, other: ClientId) -> bytes:
+        agreed = mask_keys[one].agree(rules.bundles[other].mask_key)
+        ends = ((one, other), (other, one))
+        return rules.pair_mask_seed(agreed, {c: rules.pair_half(mask_keys[c].secret, c, peer) for c, peer in ends})
+
+    advertised = bytes.fromhex(played.messages[0]["bytes"])
+    first = decode(advertised, AdvertiseKeys, suite=rules.suite, limit=rules.limit)
     digests = {
         "config": config_of(script).digest(),
         "roster": roster_of(script).digest,
-        "context0": decode(bytes.fromhex(played.messages[0]["bytes"]), AdvertiseKeys, limit=rules.limit).context,
+        "context0": first.context,
         "bundle_root": bundle_root(list(rules.bundles.values())),
         "context": rules.context,
         "cohort": rules.cohort_digest(cohort),
@@ -133,7 +154,7 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     }
     secret_keys = {
         "channel": {f"{a},{b}": channel(a, b).hex() for a, b in pairs},
-        "pair_mask": {f"{a},{b}": rules.pair_mask_seed(mask_keys[a], a, b).hex() for a, b in pairs if a < b},
+        "pair_mask": {f"{a},{b}": pair_mask(a, b).hex() for a, b in pairs if a < b},
         "self_mask": {str(c): rules.self_mask_seed(c, seed).hex() for c, seed in seeds.items()},
         "self_seed_commitment": {str(c): rules.seed_commitment(c, seed).hex() for c, seed in seeds.items()},
     }
@@ -207,6 +228,20 @@ def rounds() -> dict[str, Script]:
             corrupt_holders=0,
             length=7,
             modulus_bits=12,
+        ),
+        "hybrid_n4_16bit_dropout": make_round(
+            "hybrid_n4_16bit_dropout",
+            "Suite 2: X25519 with ML-KEM-768; client 3 is silent after ShareKeys.",
+            clients=[1, 2, 3, 4],
+            silent={3: 2},
+            largest=2**16 - 1,
+            threshold=3,
+            min_survivors=3,
+            degree=3,
+            corrupt_holders=0,
+            length=5,
+            modulus_bits=16,
+            suite=2,
         ),
         "ring_degree4": ring_round(),
         "bad_round_too_few_signatures": make_round(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -26,8 +28,9 @@ from protocols import (
     RoundConfig,
     SendMessage,
 )
+from protocols.primitives import keys
 from protocols.wire import (
-    HEADER,
+    HEADER_BYTES,
     SERVER,
     AdvertiseKeys,
     ConsistencyCheck,
@@ -41,6 +44,7 @@ from protocols.wire import (
     SurvivorSignatures,
     Unmask,
 )
+from tests.protocols import ml_kem
 
 CLIENT_MESSAGES = (AdvertiseKeys, ShareKeys, MaskedInput, ConsistencyCheck, Unmask)
 SERVER_MESSAGES = (KeyBundles, SealedShares, SurvivorList, SurvivorSignatures)
@@ -134,7 +138,7 @@ def frames_after(session: PairwiseClient, events: list[Event], vector: list[int]
 
 def kind_name(frame: bytes) -> str:
     """The kind that a good frame's tag says."""
-    return next(name for name, kind in KINDS.items() if kind.__struct_config__.tag == frame[len(HEADER) + 1])
+    return next(name for name, kind in KINDS.items() if kind.__struct_config__.tag == frame[HEADER_BYTES + 1])
 
 
 @dataclass
@@ -143,22 +147,48 @@ class Played:
 
     server: PairwiseServer
     tapes: dict[ClientId, Tape]
+    kem: dict[ClientId, Tape]
     messages: list[Case] = field(default_factory=list)
     result: AggregateReady | None = None
     error: ProtocolError | None = None
 
 
+@contextmanager
+def recorded_kem(tapes: Mapping[ClientId, Tape]) -> Iterator[Callable[[ClientId], None]]:
+    """Encapsulations take their randomness from the tape of the client that is called with the given function."""
+    current: list[Tape] = []
+
+    def encapsulate(public: bytes, suite: keys.Suite) -> tuple[bytes, bytes]:
+        if suite is keys.CLASSICAL:
+            return b"", b""
+        return ml_kem.encapsulate(public[32:], current[-1](32))
+
+    def speaks(client: ClientId) -> None:
+        if tapes:
+            current.append(tapes[client])
+
+    with mock.patch.object(keys, "encapsulate", encapsulate):
+        yield speaks
+
+
 def play(script: Mapping[str, Any]) -> Played:
     """Runs live sessions. In each phase clients answer in increasing order; silent ones have vanished."""
+    kem = {ClientId(int(client)): Tape(bytes.fromhex(data)) for client, data in script.get("kem", {}).items()}
+    with recorded_kem(kem) as speaks:
+        return _play(script, kem, speaks)
+
+
+def _play(script: Mapping[str, Any], kem: dict[ClientId, Tape], speaks: Callable[[ClientId], None]) -> Played:
     tapes = {ClientId(int(client)): Tape(bytes.fromhex(data)) for client, data in script["rand"].items()}
     sessions = {client: client_of(script, client, tape) for client, tape in tapes.items()}
-    played = Played(server_of(script), tapes)
+    played = Played(server_of(script), tapes, kem)
     left = Counter({client: script["silent"].get(str(client), len(CLIENT_MESSAGES)) for client in sessions})
     inbox: dict[ClientId, Callable[[], list[Event]]] = {c: session.start for c, session in sessions.items()}
     while played.result is None and played.error is None:
         for client in sorted(inbox):
             if not left[client]:
                 continue
+            speaks(client)
             for frame in frames_after(sessions[client], inbox[client](), script["vectors"][str(client)]):
                 left[client] -= 1
                 rejected = played.server.receive(client, frame)

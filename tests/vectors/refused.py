@@ -10,9 +10,9 @@ import msgspec
 
 from protocols import ClientId, Phase
 from protocols.primitives import keys
-from protocols.roster import bundle_digest, signed_text
+from protocols.roster import signed_text
 from protocols.wire import (
-    HEADER,
+    HEADER_BYTES,
     SERVER,
     AdvertiseKeys,
     ConsistencyCheck,
@@ -26,11 +26,8 @@ from protocols.wire import (
     SurvivorList,
     SurvivorSignatures,
     Unmask,
-    decode,
-    decode_signed,
-    encode,
-    message_limit,
 )
+from tests.classical import HEADER, bundle_digest, decode, decode_signed, encode, message_limit
 
 from .live import CLIENT_MESSAGES, Case, Script, identities_of, roster_of
 
@@ -464,7 +461,7 @@ def bad_encodings() -> Iterator[Case]:
     }.items():  # fmt: skip
         bundle = KeyBundle(client=1, serial=1, fresh=key, channel_key=key, mask_key=key, signature=bytes(64))
         frame = encode(AdvertiseKeys(context=context, sender=1, bundle=msgspec.structs.replace(bundle, **changes)))  # type: ignore[arg-type]
-        yield case(f"bundle: {comment}", AdvertiseKeys, frame[len(HEADER) :])
+        yield case(f"bundle: {comment}", AdvertiseKeys, frame[HEADER_BYTES:])
     yield case("round id of 31 bytes", Invitation, b"\x95\x00" + bound + b"\x00\xc4\x1f" + bytes(31) + bound)
     yield case(
         "a sealed share of 87 bytes", SealedShares, b"\x95\x04" + bound + b"\x00\x91\x01\x91\xc4\x57" + bytes(87)
