@@ -100,6 +100,7 @@ def rounds(draw: st.DrawFn, *, complete: bool) -> tuple[RoundConfig, dict[Client
         corrupt_holders=corrupt,
         length=length,
         modulus_bits=bits,
+        suite=draw(st.sampled_from([1, 2])),
     )
     limit = largest_entry(bits, cohort)
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
