@@ -136,10 +136,12 @@ class SurvivorSignatures(Message, frozen=True, kw_only=True, tag=8):
 class Unmask(Message, frozen=True, kw_only=True, tag=9):
     """Client: one share for each client I hold shares of, in increasing order.
 
-    It is the share of the self seed if that client survived, of the mask key if not; both cannot be said.
+    It is the share of the self seed if that client survived, of the mask key if not; both cannot be said. With it may
+    come the client's bundle for a later round.
     """
 
     shares: bytes
+    next_bundle: Annotated[tuple[KeyBundle, ...], msgspec.Meta(max_length=1)] = ()
 
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -262,6 +264,8 @@ def _check_sizes(message: Message, suite: Suite) -> None:
             bundles = (message.bundle,)
         case KeyBundles():
             bundles = message.bundles
+        case Unmask():
+            bundles = message.next_bundle
         case ShareKeys() | SealedShares():
             sealed = message.sealed
     if any(len(key) != suite.public_key_bytes for bundle in bundles for key in (bundle.channel_key, bundle.mask_key)):

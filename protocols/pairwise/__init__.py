@@ -32,7 +32,8 @@ Why it holds:
 """
 
 from .client import PairwiseClient
+from .one_time_keys import OneTimeKeys
 from .rules import round_context
 from .server import PairwiseServer
 
-__all__ = ["PairwiseClient", "PairwiseServer", "round_context"]
+__all__ = ["OneTimeKeys", "PairwiseClient", "PairwiseServer", "round_context"]

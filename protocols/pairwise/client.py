@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ..errors import (
@@ -34,7 +33,6 @@ from ..session import (
     SurvivorsAgreed,
 )
 from ..wire import (
-    FRESH_BYTES,
     SERVER,
     AdvertiseKeys,
     ConsistencyCheck,
@@ -51,6 +49,7 @@ from ..wire import (
     decode,
     encode,
 )
+from .one_time_keys import OneTimeKeys
 from .rules import Rules
 from .sealed import Sealed, open_half, open_shares, seal
 
@@ -60,9 +59,8 @@ RandomBytes = Callable[[int], bytes]
 class _Secrets(keys.Unprintable):
     """All that must be erased when a client's round ends, in one place."""
 
-    def __init__(self, rand: RandomBytes, suite: keys.Suite) -> None:
-        self.channel_key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), suite)
-        self.mask_key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), suite)
+    def __init__(self, one_time_keys: OneTimeKeys, rand: RandomBytes) -> None:
+        self.channel_key, self.mask_key = one_time_keys.take()
         self.self_seed = rand(shamir.SECRET_BYTES)
         self.channels: dict[ClientId, bytes] = {}  # peer -> X25519 of the channel keys
         self.pairs: dict[ClientId, bytes] = {}  # peer -> X25519 of the mask keys
@@ -88,11 +86,14 @@ class PairwiseClient(Lifecycle):
         roster: the pinned identities of all clients.
         policy: its own floors.
         history: what it remembers of all earlier rounds; one open session for each history.
+        keys_in_advance: keys whose bundle the server has from an earlier round: this client then advertises none.
+        next_keys: keys for a later round; their bundle goes with this client's last message.
         rand: source of uniform bytes; the default is the operating system's.
 
     Raises:
         PolicyRefusal: the policy forbids this round.
-        ValueError: the identity is not the one pinned for this client.
+        ValueError: the identity is not the one pinned for this client; keys are for another client, roster or suite, or
+            not of the serial they must have.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class PairwiseClient(Lifecycle):
         roster: Roster,
         policy: ClientPolicy,
         history: History,
+        keys_in_advance: OneTimeKeys | None = None,
+        next_keys: OneTimeKeys | None = None,
         rand: RandomBytes = os.urandom,
     ) -> None:
         if roster.get(client_id) != identity.public:
@@ -116,6 +119,8 @@ class PairwiseClient(Lifecycle):
         self._history = history
         self._rand = rand
         self._phase = Phase.READY
+        self._keys_in_advance = self._checked(keys_in_advance, history.serial)
+        self._next_keys = self._checked(next_keys, history.serial + (keys_in_advance is None) + 1)
         self._secrets: _Secrets | None = None
         self._after_persist: Callable[[], list[Event]] | None = None
         self._own_bundle: KeyBundle | None = None
@@ -123,24 +128,16 @@ class PairwiseClient(Lifecycle):
         self._survivors: tuple[ClientId, ...] = ()
 
     def start(self) -> list[Event]:
-        """Makes fresh keys and advertises them."""
+        """Advertises fresh keys, unless the server has a bundle of this client."""
         with self._step("start"):
-            self._secrets = _Secrets(self._rand, self._rules.suite)
-            serial = self._history.serial + 1
-            unsigned = KeyBundle(
-                client=self._me,
-                serial=serial,
-                fresh=self._rand(FRESH_BYTES),
-                channel_key=self._secrets.channel_key.public,
-                mask_key=self._secrets.mask_key.public,
-                signature=bytes(keys.SIGNATURE_BYTES),
-            )
-            signature = self._sign("KeyBundle", bundle_digest(unsigned, self._rules.roster, self._rules.suite))
-            self._own_bundle = bundle = msgspec.structs.replace(unsigned, signature=signature)
+            one_time = self._keys_in_advance or self._fresh_keys()
+            self._own_bundle = bundle = one_time.bundle
+            self._secrets = _Secrets(one_time, self._rand)
             message = AdvertiseKeys(context=self._rules.context, sender=self._me, bundle=bundle)
             frame = encode(message, suite=self._rules.suite)
-            record = KeysAdvertised(round_id=self._rules.config.round_id, serial=serial)
-            return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
+            events: list[Event] = [] if self._keys_in_advance else [SendMessage(to=None, data=frame)]
+            self._keys_in_advance = None
+            return self._persist(self._burned(bundle), lambda: events)
 
     def receive(self, data: bytes) -> list[Event]:
         """Takes one message of the server; see `ClientSession.receive`."""
@@ -355,9 +352,12 @@ class PairwiseClient(Lifecycle):
             pair[shamir.SHARE_BYTES :] if holder in alive else pair[: shamir.SHARE_BYTES]
             for holder, pair in sorted(secrets.held.items())
         )
-        answer = self._frame(Unmask(context=rules.context, sender=self._me, shares=shares))
+        later = self._next_keys.bundle if self._next_keys else None
+        attached = (later,) if later else ()
+        answer = self._frame(Unmask(context=rules.context, sender=self._me, shares=shares, next_bundle=attached))
+        events: list[Event] = [answer, SurvivorsAgreed(survivors=frozenset(self._survivors))]
         self._erase()
-        return [answer, SurvivorsAgreed(survivors=frozenset(self._survivors))]
+        return self._persist(self._burned(later), lambda: events) if later else events
 
     # What the steps share.
 
@@ -379,6 +379,32 @@ class PairwiseClient(Lifecycle):
     def _sign(self, kind: str, digest: bytes) -> bytes:
         return self._identity.sign(signed_text(kind, digest))
 
+    def _fresh_keys(self) -> OneTimeKeys:
+        rules = self._rules
+        return OneTimeKeys(
+            self._me,
+            identity=self._identity,
+            roster=rules.roster,
+            suite=rules.suite,
+            history=self._history,
+            rand=self._rand,
+        )
+
+    def _checked(self, one_time: OneTimeKeys | None, serial: int) -> OneTimeKeys | None:
+        """Keys made elsewhere must fit the round, and be this client's latest."""
+        if one_time is None:
+            return None
+        made = (one_time.bundle.client, one_time.roster_digest, one_time.suite, one_time.bundle.serial)
+        if made != (self._me, self._rules.roster.digest, self._rules.suite, serial):
+            raise ValueError(
+                f"keys of bundle {one_time.bundle.serial} of client {one_time.bundle.client} do not fit: needed is "
+                f"bundle {serial} of client {self._me}, with this round's roster and suite"
+            )
+        return one_time
+
+    def _burned(self, bundle: KeyBundle) -> KeysAdvertised:
+        return KeysAdvertised(round_id=self._rules.config.round_id, serial=bundle.serial)
+
     def _persist(self, record: Record, answer: Callable[[], list[Event]]) -> list[Event]:
         self._after_persist = answer
         return [PersistBeforeSend(record=record)]
@@ -392,6 +418,7 @@ class PairwiseClient(Lifecycle):
         if self._secrets is not None:
             self._secrets.wipe()
         self._secrets = None
+        self._keys_in_advance = self._next_keys = None
         self._after_persist = None
 
     @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from typing import Protocol
 
@@ -63,17 +64,30 @@ class PairwiseServer(Lifecycle):
     Args:
         config: the round.
         roster: the pinned identities of all clients.
+        bundles: key bundles that clients sent in advance (`next_bundles` of earlier rounds); one that does not fit this
+            round is left out, and a client may still advertise other keys.
         map: where mask expansion runs; segments of the vector are independent.
+
+    Attributes:
+        next_bundles: verified bundles for a later round, from the clients that attached one to their last message.
     """
 
-    def __init__(self, config: RoundConfig, *, roster: Roster, map: Map = builtins.map) -> None:  # noqa: A002 - it is the builtin's place
+    def __init__(
+        self,
+        config: RoundConfig,
+        *,
+        roster: Roster,
+        bundles: Mapping[ClientId, KeyBundle] | None = None,
+        map: Map = builtins.map,  # noqa: A002 - it is the builtin's place
+    ) -> None:
         self._rules = Rules(config, roster)
         self._map = map
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(roster)
         self._answered: set[ClientId] = set()
-        self._public_keys: set[bytes] = set()
+        self._public_keys: set[bytes] = set()  # of all bundles offered, replaced ones too
         self._offered: dict[ClientId, KeyBundle] = {}
+        self.next_bundles: dict[ClientId, KeyBundle] = {}
         self._commitments: dict[ClientId, bytes] = {}
         self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
             dict
@@ -88,11 +102,15 @@ class PairwiseServer(Lifecycle):
         self._signatures: dict[ClientId, bytes] = {}
         self._shares: dict[ClientId, shamir.Shares] = {}
         self._words: prg.Words = np.zeros(0, dtype=np.uint32)
+        for client, bundle in (bundles or {}).items():
+            with suppress(RemoteProtocolError):
+                self._offer(client, bundle)
 
     @property
     def waiting_for(self) -> frozenset[ClientId]:
         """Clients whose message of this phase is still missing."""
-        return self._expected - self._answered
+        there = self._offered.keys() if self._phase is Phase.ADVERTISE_KEYS else self._answered
+        return self._expected - there
 
     def receive(self, sender: ClientId, data: bytes) -> list[Event]:
         """Takes one message; see `ServerSession.receive`."""
@@ -139,24 +157,33 @@ class PairwiseServer(Lifecycle):
     def _take_keys(self, sender: ClientId, data: bytes) -> None:
         message = decode(data, AdvertiseKeys, suite=self._rules.suite, limit=self._rules.limit)
         self._check_origin(message, sender)
-        bundle = message.bundle
-        if bundle.client != sender:
-            raise MalformedMessageError(f"client {sender} advertises keys of client {bundle.client}")
-        if len(self._offered) == self._rules.config.cohort:
+        self._offer(sender, message.bundle)
+
+    def _offer(self, client: ClientId, bundle: KeyBundle) -> None:
+        """Takes a bundle into the round; keys that repeat would void the round for all others."""
+        replaced = self._offered.get(client)
+        if replaced is None and len(self._offered) == self._rules.config.cohort:
             raise RemoteProtocolError(f"the cohort of {self._rules.config.cohort} is full")
-        digest = bundle_digest(bundle, self._rules.roster, self._rules.suite)
-        self._rules.roster.check_signature(sender, "KeyBundle", digest, bundle.signature)
-        # Keys that no peer can agree with, or that repeat, would void the round for all others.
+        self._check_bundle(client, bundle)
         public_keys = {bundle.channel_key, bundle.mask_key}
+        if not public_keys.isdisjoint(self._public_keys):
+            raise MalformedMessageError(f"a public key of client {client} serves twice")
+        self._public_keys |= public_keys
+        self._offered[client] = bundle
+
+    def _check_bundle(self, client: ClientId, bundle: KeyBundle) -> None:
+        """It is the client's own, and holds keys that peers can agree with: others would void the round for them."""
+        if bundle.client != client:
+            raise MalformedMessageError(f"client {client} advertises keys of client {bundle.client}")
+        digest = bundle_digest(bundle, self._rules.roster, self._rules.suite)
+        self._rules.roster.check_signature(client, "KeyBundle", digest, bundle.signature)
+        if bundle.channel_key == bundle.mask_key:
+            raise MalformedMessageError(f"a public key of client {client} serves twice")
         try:
-            for public in public_keys:
+            for public in (bundle.channel_key, bundle.mask_key):
                 keys.check_public_key(public, self._rules.suite)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
-        if len(public_keys) != 2 or not public_keys.isdisjoint(self._public_keys):
-            raise MalformedMessageError(f"a public key of client {sender} serves twice")
-        self._public_keys |= public_keys
-        self._offered[sender] = bundle
 
     def _close_keys(self) -> list[Event]:
         self._rules.check_floor("advertised keys", frozenset(self._offered), self._phase)
@@ -238,9 +265,13 @@ class PairwiseServer(Lifecycle):
     def _take_shares(self, sender: ClientId, data: bytes) -> None:
         message = self._open(sender, data, Unmask)
         try:
-            self._shares[sender] = shamir.decode_shares(message.shares, len(self._held_by(sender)))
+            shares = shamir.decode_shares(message.shares, len(self._held_by(sender)))
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
+        for bundle in message.next_bundle:
+            self._check_bundle(sender, bundle)
+            self.next_bundles[sender] = bundle
+        self._shares[sender] = shares
 
     def _close_shares(self) -> list[Event]:
         add: list[bytes] = []

@@ -41,7 +41,7 @@ MESSAGES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "SurvivorList": (6, (["id"],)),
     "ConsistencyCheck": (7, (32,)),
     "SurvivorSignatures": (8, (["id"], [64])),
-    "Unmask": (9, ("bytes",)),
+    "Unmask": (9, ("bytes", [BUNDLE])),
 }
 RANGES = {"id": (1, 2**31 - 1), "sender": (0, 2**31 - 1), "serial": (1, 2**62 - 1), "tag": (0, 9)}
 
@@ -310,12 +310,12 @@ class Secrets:
 
 def draw(data: bytes, threshold: int) -> Secrets:
     """Reads a client's random bytes; all of them are used."""
-    parts = [data[32 * i : 32 * i + 32] for i in range(4)]
+    channel_key, mask_key, fresh, self_seed = (data[32 * i : 32 * i + 32] for i in range(4))
     accepted = [value for (value,) in struct.iter_unpack("<H", data[128:]) if value < P]
     rows = [accepted[36 * i : 36 * i + 36] for i in range(threshold - 1)]
     if accepted and len(accepted) != 36 * (threshold - 1):
         raise ValueError("random bytes are left, or missing")
-    return Secrets(parts[0], parts[1], parts[2], parts[3], rows)
+    return Secrets(channel_key, mask_key, self_seed, fresh, rows)
 
 
 @dataclass
@@ -552,7 +552,7 @@ class HonestRound:
                 self.shares[owner][holder][36:] if owner in self.survivors else self.shares[owner][holder][:36]
                 for owner in owners
             )
-            self.send_signed(holder, "Unmask", self.frame("Unmask", holder, said))
+            self.send_signed(holder, "Unmask", self.frame("Unmask", holder, said, []))
             received[holder] = {owner: said[36 * i : 36 * i + 36] for i, owner in enumerate(owners)}
         total = self.total
         for owner in self.cohort:

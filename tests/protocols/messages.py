@@ -54,7 +54,7 @@ _FIELDS: dict[type[Message], dict[str, st.SearchStrategy[object]]] = {
     SurvivorList: {"survivors": id_lists},
     ConsistencyCheck: {"view": digests},
     SurvivorSignatures: {"signers": id_lists, "signatures": st.lists(signatures, max_size=3).map(tuple)},
-    Unmask: {"shares": st.binary(max_size=80)},
+    Unmask: {"shares": st.binary(max_size=80), "next_bundle": st.lists(bundles, max_size=1).map(tuple)},
 }
 
 

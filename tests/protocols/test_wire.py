@@ -313,5 +313,5 @@ class TestSizes:
             "SurvivorList": start + 1 + 3,
             "ConsistencyCheck": start + 34,
             "SurvivorSignatures": start + 1 + 3 + 1 + 3 * 66,
-            "Unmask": start + 2 + 3 * 36,
+            "Unmask": start + 2 + 3 * 36 + 1,  # and an empty array: no bundle for later
         }

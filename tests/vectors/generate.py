@@ -118,6 +118,8 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     private = {client: Tape(bytes.fromhex(script["rand"][str(client)])) for client in rules.bundles}
     channel_keys = {client: keys.AgreementKey(tape(32), rules.suite) for client, tape in private.items()}
     mask_keys = {client: keys.AgreementKey(tape(32), rules.suite) for client, tape in private.items()}
+    for tape in private.values():
+        tape(32)  # fresh
     seeds = {client: tape(32) for client, tape in private.items()}
     holders = {client: rules.graph.holders(client) for client in rules.bundles}
     pairs = [(a, b) for a in holders for b in holders[a] if a != b]
