@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from hashlib import sha256
-from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from ..errors import (
     RemoteProtocolError,
 )
 from ..lifecycle import Lifecycle
+from ..partial import Map, MaskJob
 from ..primitives import keys, packing, prg, shamir
 from ..roster import Roster, bundle_digest
 from ..session import SERVER_TRANSITIONS, AggregateReady, Event, PeerRejected, Phase, RoundConfig, SendMessage
@@ -49,20 +49,13 @@ SEGMENT_BYTES = (
 )  # one unit of mask expansion: long enough that setting up a cipher for each seed is noise
 
 
-class Map(Protocol):
-    """`builtins.map`, the `map` of a `ThreadPoolExecutor`, or that of a cluster."""
-
-    def __call__(self, function: Callable[[int], None], items: Iterable[int], /) -> Iterable[None]:
-        """Applies `function` to every item."""
-
-
 class PairwiseServer(Lifecycle):
     """The server's part in one round; keeps the `ServerSession` contract.
 
     Args:
         config: the round.
         roster: the pinned identities of all clients.
-        map: where mask expansion runs; segments of the vector are independent.
+        map: where mask expansion runs, in this process or in others; segments of the vector are independent.
     """
 
     def __init__(self, config: RoundConfig, *, roster: Roster, map: Map = builtins.map) -> None:  # noqa: A002 - it is the builtin's place
@@ -285,15 +278,9 @@ class PairwiseServer(Lifecycle):
                 yield client, secret
 
     def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:
-        step = SEGMENT_BYTES // self._words.itemsize
-
-        def expand(start: int) -> None:
-            prg.apply_masks(
-                self._words[start : start + step], add=add, subtract=subtract, first_byte=start * self._words.itemsize
-            )
-
-        for _ in self._map(expand, range(0, len(self._words), step)):
-            pass
+        context, dtype = self._rules.context, self._words.dtype
+        job = MaskJob(context=context, add=tuple(add), subtract=tuple(subtract), dtype=dtype)
+        job.add_to(self._words, step=SEGMENT_BYTES // self._words.itemsize, map=self._map)
 
     def _neighbours(self, client: ClientId, clients: Container[ClientId]) -> tuple[ClientId, ...]:
         return tuple(peer for peer in self._rules.graph.holders(client) if peer != client and peer in clients)
