@@ -166,5 +166,6 @@ class MaskJob:
                 raise MergeError(f"{part!r} came twice, or nobody asked for it")
             missing.remove((part.lo, part.hi))
             np.add(words[part.lo : part.hi], part.words, out=words[part.lo : part.hi])
+            del part  # or it would stay alive while a lazy map makes the next one
         if missing:
             raise MergeError(f"{len(missing)} of {len(ranges)} ranges of {self!r} are missing")
