@@ -42,7 +42,7 @@ from protocols import (
     required_threshold,
 )
 from protocols.graph import Degree
-from protocols.pairwise.server import Map
+from protocols.partial import Map
 from protocols.primitives.keys import SUITES
 from protocols.primitives.packing import UInt32Vector, largest_entry, packed_bytes
 from protocols.wire import MaskedInput, decode_signed, message_limit

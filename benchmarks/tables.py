@@ -64,7 +64,7 @@ def _speed(results: Sequence[Facts]) -> list[str]:
     head = (
         "clients", "degree", "coordinates", "bits", "suite", "client: mask", "mask / floor", "client: all",
         "server: unmask", "unmask / floor", "server: all", "of it verifying", "server peak, MB", "peak / vector",
-        "upload, MB",
+        "upload, MB", "threads", "unmask: wall",
     )  # fmt: skip
     rows = []
     for facts in results:
@@ -75,7 +75,7 @@ def _speed(results: Sequence[Facts]) -> list[str]:
             f"{client['mask_s']:.4f}", f"{client['mask_over_floor']:.2f}", f"{client['total_s']:.4f}",
             f"{server['unmask_s']:.3f}", f"{server['unmask_over_floor']:.2f}", f"{server['total_s']:.3f}",
             f"{server['verify_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}", f"{server['peak_over_vector']:.1f}",
-            f"{facts['upload_bytes'] / 1e6:.3f}",
+            f"{facts['upload_bytes'] / 1e6:.3f}", str(facts["threads"]), f"{server['unmask_wall_s']:.3f}",
         ))  # fmt: skip
     return _table(head, rows)
 

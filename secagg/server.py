@@ -35,6 +35,7 @@ from protocols import (
     SendMessage,
 )
 from protocols.pairwise import round_context
+from protocols.partial import Item, Map, Result
 from protocols.session import DIGEST_BYTES
 from protocols.wire import SERVER, Invitation, encode
 
@@ -94,7 +95,8 @@ class Server:
         config: what was agreed with the clients.
         roster: the pinned public identities of all clients.
         ledger: the privacy budget of what it publishes; without one, the budget lasts as long as this object.
-        map: where masks are expanded; the default uses one thread for each processor on vectors that are worth it.
+        map: where masks are expanded: in threads, in processes, or on machines as trusted, for they get seeds.
+            The default uses one thread for each processor on vectors that are worth it.
 
     Raises:
         ValueError: the roster has fewer clients than the configuration, or the ledger keeps another budget.
@@ -106,7 +108,7 @@ class Server:
         *,
         roster: Roster,
         ledger: PrivacyLedger | None = None,
-        map: Callable[[Callable[[int], None], Iterable[int]], Iterable[None]] | None = None,  # noqa: A002
+        map: Map | None = None,  # noqa: A002
     ) -> None:
         if len(roster) < config.clients:
             raise ValueError(f"the configuration needs {config.clients} clients, the roster has {len(roster)}")
@@ -208,7 +210,7 @@ class Server:
         )
 
 
-def threaded_map(function: Callable[[int], None], items: Iterable[int], /) -> Iterable[None]:
+def threaded_map(function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterable[Result]:
     """`map` over all processors: AES and additions release the interpreter lock. One item runs where it is."""
     pending = list(items)
     workers = min(len(pending), os.cpu_count() or 1)

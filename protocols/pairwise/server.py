@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
-from typing import Protocol
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from ..errors import (
     RemoteProtocolError,
 )
 from ..lifecycle import Lifecycle
+from ..partial import Map, MaskJob
 from ..primitives import keys, packing, prg, shamir
 from ..roster import Roster, bundle_digest
 from ..session import SERVER_TRANSITIONS, AggregateReady, Event, PeerRejected, Phase, RoundConfig, SendMessage
@@ -51,13 +51,6 @@ SEGMENT_BYTES = (
 )  # one unit of mask expansion: long enough that setting up a cipher for each seed is noise
 
 
-class Map(Protocol):
-    """`builtins.map`, the `map` of a `ThreadPoolExecutor`, or that of a cluster."""
-
-    def __call__(self, function: Callable[[int], None], items: Iterable[int], /) -> Iterable[None]:
-        """Applies `function` to every item."""
-
-
 class PairwiseServer(Lifecycle):
     """The server's part in one round; keeps the `ServerSession` contract.
 
@@ -66,7 +59,7 @@ class PairwiseServer(Lifecycle):
         roster: the pinned identities of all clients.
         bundles: key bundles that clients sent in advance (`next_bundles` of earlier rounds); one that does not fit this
             round is left out, and a client may still advertise other keys.
-        map: where mask expansion runs; segments of the vector are independent.
+        map: where mask expansion runs, in this process or in others; segments of the vector are independent.
 
     Attributes:
         next_bundles: verified bundles for a later round, from the clients that attached one to their last message.
@@ -235,6 +228,8 @@ class PairwiseServer(Lifecycle):
         self._rules.check_floor("survived", self._survivors, self._phase)
         frame = self._encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
         self._expected = self._alive = frozenset(self._survivors)
+        for client in self._survivors:
+            self._halves.pop(client, None)
         self._view = self._rules.view(self._cohort, self._survivors)
         return [SendMessage(to=client, data=frame) for client in self._survivors]
 
@@ -336,15 +331,9 @@ class PairwiseServer(Lifecycle):
         return rules.pair_mask_seed(mask_key.agree(rules.bundles[peer].mask_key), halves)
 
     def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:
-        step = SEGMENT_BYTES // self._words.itemsize
-
-        def expand(start: int) -> None:
-            prg.apply_masks(
-                self._words[start : start + step], add=add, subtract=subtract, first_byte=start * self._words.itemsize
-            )
-
-        for _ in self._map(expand, range(0, len(self._words), step)):
-            pass
+        context, dtype = self._rules.context, self._words.dtype
+        job = MaskJob(context=context, add=tuple(add), subtract=tuple(subtract), dtype=dtype)
+        job.add_to(self._words, step=SEGMENT_BYTES // self._words.itemsize, map=self._map)
 
     def _neighbours(self, client: ClientId, clients: Container[ClientId]) -> tuple[ClientId, ...]:
         return tuple(peer for peer in self._rules.graph.holders(client) if peer != client and peer in clients)

@@ -39,12 +39,10 @@ def test_workers_do_not_show_in_the_result(bits: int, monkeypatch: pytest.Monkey
     vectors = random_vectors(5, length, bits, limit=2**bits // 5)
     segments: list[int] = []
 
-    def backwards(function: Callable[[int], None], items: Iterable[int]) -> list[None]:
+    def backwards(function: Callable[[object], object], items: Iterable[object]) -> list[object]:
         todo = list(items)
         segments.append(len(todo))
-        for item in reversed(todo):
-            function(item)
-        return [None] * len(todo)
+        return [function(item) for item in reversed(todo)]
 
     results = []
     with ThreadPoolExecutor(3) as pool:
@@ -69,15 +67,14 @@ def test_workers_that_fail_end_the_round(fails_at: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(server, "SEGMENT_BYTES", 1024)
     calls = 0
 
-    def broken(function: Callable[[int], None], items: Iterable[int]) -> Iterable[None]:
+    def broken(function: Callable[[object], object], items: Iterable[object]) -> Iterable[object]:
         nonlocal calls
         for item in items:
             if calls == fails_at:
                 calls += 1
                 raise OSError("a worker is gone")
             calls += 1
-            function(item)
-            yield None
+            yield function(item)
 
     game = Round(round_config(3, length=2_000), random_vectors(3, 2_000), server_map=broken)
     game.advance(Phase.UNMASK)
@@ -93,7 +90,8 @@ def test_workers_that_fail_end_the_round(fails_at: int, monkeypatch: pytest.Monk
 def test_memory(suite: int, bytes_per_pair: int) -> None:
     """O(d + n k): the peak inside the server stays under 12 d and some bytes for each pair, and it keeps no vector.
 
-    The hybrid suite's server keeps a sealed half of 1136 bytes for each pair, beside the frames of 2312 on their way.
+    The hybrid suite's server keeps a sealed half of 1136 bytes for each pair, beside frames of 2312 on their way,
+    until the survivors are known.
     """
     n, length = 60, 200_000
     config = round_config(n, threshold=41, corrupt_holders=20, length=length, suite=suite)
