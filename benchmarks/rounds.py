@@ -6,7 +6,8 @@ Rules:
 2. `mask` is the whole `contribute` call: pack, derive, expand, add, hash, sign. `unmask` is the whole last phase:
    reconstruct, agree, derive, expand, subtract, unpack. `total` is everything that a party computes.
 3. Dropouts fall silent after ShareKeys, where they cost the server most.
-4. What reaches the server is kept, and the server is measured on further ones that are given the same messages: the
+4. In a one-shot round dropouts never speak: their absence costs nothing, so what is measured is the survivors' part.
+5. What reaches the server is kept, and the server is measured on further ones that are given the same messages: the
    least of a few times, since a busy machine only ever adds to them; memory apart, since tracing is slow.
 """
 
@@ -16,10 +17,11 @@ import builtins
 import os
 import statistics
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +44,11 @@ from protocols import (
     required_threshold,
 )
 from protocols.graph import Degree
+from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
+from protocols.one_shot.rules import CANARIES, least_noise_bits, least_threshold, signature_kind
+from protocols.one_shot.wire import Contribution, decode_contribution
 from protocols.partial import Map
+from protocols.primitives import ring_mask
 from protocols.primitives.keys import SUITES
 from protocols.primitives.packing import UInt32Vector, largest_entry, packed_bytes
 from protocols.wire import MaskedInput, decode_signed, message_limit
@@ -229,5 +235,160 @@ class Round:
         bound = largest_entry(self.config.modulus_bits, self.config.cohort)
         pattern = np.arange(self.config.length, dtype=np.uint64) * np.uint64(2654435761 * client) % np.uint64(bound + 1)
         vector = pattern.astype(np.uint32)
+        np.add(self._plain, vector, out=self._plain)
+        return vector
+
+
+def one_shot_config(*, clients: int, dropouts: int, dimension: int, bits: int, members: int) -> OneShotConfig:
+    """A one-shot round in which exactly `dropouts` clients may vanish and a tenth of the members are corrupt.
+
+    A coordinate has `bits` bits, or as many as the errors of the masks leave.
+
+    Raises:
+        ValueError: there is no such round; says why.
+    """
+    corrupt = max(1, members * COLLUDERS // 100)
+    return OneShotConfig(
+        round_id=os.urandom(32),
+        cohort=clients,
+        committee=tuple(ClientId(clients + slot) for slot in range(1, members + 1)),
+        threshold=least_threshold(members=members, corrupt=corrupt),
+        min_survivors=clients - dropouts,
+        corrupt_holders=corrupt,
+        length=dimension,
+        modulus_bits=min(bits, ring_mask.MODULUS_BITS - least_noise_bits(clients)),
+        model=bytes(32),
+        binding=bytes(32),
+    )
+
+
+class OneShotRound:
+    """All parties of one one-shot round; as `Round`, with the members' times apart.
+
+    Args:
+        config: the round; as many clients as may vanish never speak.
+    """
+
+    def __init__(self, config: OneShotConfig) -> None:
+        self.config = config
+        ids = [ClientId(client) for client in range(1, config.cohort + 1)]
+        self.survivors = ids[config.cohort - config.min_survivors :]
+        identities = {party: Identity.generate() for party in (*ids, *config.committee)}
+        self.roster = Roster({party: identity.public for party, identity in identities.items()})
+        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
+        shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
+        self.clients = {one: OneShotClient(config, one, identity=identities[one], **shared) for one in self.survivors}
+        self.members = {one: OneShotMember(config, one, identity=identities[one], **shared) for one in config.committee}
+        self.parties: Mapping[ClientId, OneShotClient | OneShotMember] = {**self.clients, **self.members}
+        self.server = OneShotServer(config, roster=self.roster)
+        self.inbox: dict[Phase, list[tuple[ClientId, bytes]]] = {}
+        self._watches = {party: Stopwatch() for party in self.parties}
+        self._sealed_bytes: list[int] = []
+        self._plain = np.zeros(config.length, dtype=np.uint32)
+        self._result: AggregateReady | None = None
+
+    def run(self) -> None:
+        """The whole round.
+
+        Raises:
+            ValueError: the sum is not the plain one, or an honest message was refused.
+        """
+        for party, session in self.parties.items():
+            self._party(party, session.start)
+        while self._result is None:
+            events = self.server.close_phase()
+            asked = self.clients if self.server.phase is Phase.MASKED_INPUT else self.members
+            for event in events:
+                match event:
+                    case AggregateReady():
+                        self._result = event
+                    case SendMessage(to=to, data=data) if to is not None and to in asked:
+                        self._party(to, partial(self.parties[to].receive, data))
+            self._sealed_bytes = self.server._rules.sealed_bytes
+        expected = self._plain & np.uint32(2**self.config.modulus_bits - 1)
+        if not np.array_equal(self._result.vector, expected) or set(self.survivors) != self._result.survivors:
+            raise ValueError("the sum is not the plain one")
+
+    def client_seconds(self, part: str) -> float:
+        """The median over the surviving clients."""
+        return statistics.median(self._watches[client].cpu[part] for client in self.survivors)
+
+    def member_seconds(self) -> float:
+        """The median over the members, of everything that one computes."""
+        return statistics.median(self._watches[member].cpu["total"] for member in self.config.committee)
+
+    def upload_bytes(self) -> int:
+        """The contribution of the client with the highest id."""
+        last = self.survivors[-1]
+        return sum(len(data) for messages in self.inbox.values() for party, data in messages if party == last)
+
+    def server_seconds(self) -> Stopwatch:
+        """The server's `total` and `unmask`, in the fastest of a few repetitions."""
+        return min((self.repeat_server() for _ in range(REPEAT)), key=lambda watch: watch.cpu["total"])
+
+    def verify_seconds(self) -> float:
+        """CPU seconds that the server spends on decoding, hashing and checking the signatures of all contributions."""
+        limit = message_limit(max(self.config.cohort, len(self.config.committee)))
+
+        def verify() -> None:
+            for client, data in self.inbox[Phase.MASKED_INPUT]:
+                frame = decode_contribution(
+                    data,
+                    limit=limit,
+                    sealed_bytes=self._sealed_bytes,
+                    vector_bytes=4 * (self.config.length + CANARIES),
+                )
+                self.roster.check_signature(client, signature_kind(Contribution), frame.digest, frame.signature)
+
+        return best_cpu_seconds(verify, repeat=REPEAT)
+
+    def server_peak_bytes(self) -> int:
+        """The most that a server has allocated at any time in this round, received messages not counted."""
+        tracemalloc.start()
+        self.repeat_server()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    def repeat_server(self) -> Stopwatch:
+        """Gives a new server the same messages.
+
+        Raises:
+            ValueError: it got another sum.
+        """
+        watch = Stopwatch()
+        server = OneShotServer(self.config, roster=self.roster)
+        events: list[Event] = []
+        for phase, messages in self.inbox.items():
+            with watch.measure("total"):
+                for party, data in messages:
+                    server.receive(party, data)
+                with watch.measure("unmask" if phase is Phase.UNMASK else "route"):
+                    events = server.close_phase()
+        match events:
+            case [AggregateReady(transcript=transcript)] if self._result and transcript == self._result.transcript:
+                return watch
+        raise ValueError("from the same messages a second server got another sum")
+
+    def _party(self, party: ClientId, call: Callable[[], list[Event]], part: str = "talk") -> None:
+        watch, session = self._watches[party], self.parties[party]
+        with watch.measure("total"), watch.measure(part):
+            events = call()
+        for event in events:
+            match event:
+                case PersistBeforeSend():
+                    self._party(party, session.persisted)
+                case ContributionNeeded() if isinstance(session, OneShotClient):
+                    self._party(party, partial(session.contribute, self._vector(party)), "mask")
+                case SendMessage(data=data):
+                    self.inbox.setdefault(self.server.phase, []).append((party, data))
+                    for answer in self.server.receive(party, data):
+                        if isinstance(answer, PeerRejected):
+                            raise ValueError(f"honest party {party} was rejected: {answer.reason}")
+
+    def _vector(self, client: ClientId) -> UInt32Vector:
+        """As in `Round`: a cheap, deterministic pattern."""
+        pattern = np.arange(self.config.length, dtype=np.uint64) * np.uint64(2654435761 * client)
+        vector = (pattern & np.uint64(2**self.config.modulus_bits - 1)).astype(np.uint32)
         np.add(self._plain, vector, out=self._plain)
         return vector

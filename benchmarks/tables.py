@@ -45,6 +45,7 @@ def render(results: Iterable[Facts]) -> str:
     """
     sections: dict[str, tuple[str, Callable[[Sequence[Facts]], list[str]]]] = {
         "benchmarks/speed/1": ("Speed: one round", _speed),
+        "benchmarks/speed-one-shot/1": ("Speed: one round of the experimental one-shot protocol", _speed_one_shot),
         "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
         "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
     }
@@ -76,6 +77,23 @@ def _speed(results: Sequence[Facts]) -> list[str]:
             f"{server['unmask_s']:.3f}", f"{server['unmask_over_floor']:.2f}", f"{server['total_s']:.3f}",
             f"{server['verify_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}", f"{server['peak_over_vector']:.1f}",
             f"{facts['upload_bytes'] / 1e6:.3f}", str(facts["threads"]), f"{server['unmask_wall_s']:.3f}",
+        ))  # fmt: skip
+    return _table(head, rows)
+
+
+def _speed_one_shot(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "clients", "members", "threshold", "coordinates", "bits", "dropouts", "client", "member", "server: all",
+        "of it verifying", "server: unmask", "server peak, MB", "upload, MB",
+    )  # fmt: skip
+    rows = []
+    for facts in results:
+        server = facts["server"]
+        rows.append((
+            *(_count(facts[name]) for name in ("clients", "members", "threshold", "dimension", "bits", "dropouts")),
+            f"{facts['client']['total_s']:.4f}", f"{facts['member']['total_s']:.4f}", f"{server['total_s']:.3f}",
+            f"{server['verify_s']:.3f}", f"{server['unmask_s']:.4f}", f"{server['peak_bytes'] / 1e6:.2f}",
+            f"{facts['upload_bytes'] / 1e6:.3f}",
         ))  # fmt: skip
     return _table(head, rows)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
@@ -38,7 +38,7 @@ from dp import (
 )
 from dp.encoding import MAX_INT_BOUND, least_int_bound
 from protocols import ClientPolicy, RoundConfig, required_threshold
-from protocols.graph import choose_degree
+from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
 
 from .explain import Explanation, explain
@@ -110,18 +110,13 @@ class AggregationConfig:
         self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
 
     def _derive_graph(self) -> None:
-        chosen = choose_degree(clients=self.clients, max_colluders=self.max_colluders, max_dropouts=self.max_dropouts)
-        if self.clients > MAX_COMPLETE and chosen.degree == self.clients - 1:
+        chosen = _choose_graph(self.clients, self.max_colluders, self.max_dropouts)
+        if chosen is None:
             raise ValueError(
-                f"no sparse graph is safe for {self.clients} clients with {self.max_colluders} colluders and "
-                f"{self.max_dropouts} dropouts: assume fewer of either, or form smaller cohorts"
+                f"no graph is safe for {self.clients} clients with max_colluders = {self.max_colluders} and "
+                f"max_dropouts = {self.max_dropouts}; {_nearest_choices(self)}"
             )
         threshold = required_threshold(holders=chosen.degree + 1, corrupt_holders=chosen.corrupt_holders)
-        if self.min_survivors < threshold:
-            raise ValueError(
-                f"with {self.clients} clients and {self.max_colluders} colluders, {threshold} must stay: "
-                f"max_dropouts can be at most {self.clients - threshold}, got {self.max_dropouts}"
-            )
         object.__setattr__(self, "degree", chosen.degree)
         object.__setattr__(self, "corrupt_holders", chosen.corrupt_holders)
         object.__setattr__(self, "threshold", threshold)
@@ -406,3 +401,34 @@ def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
 def _plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
     """Counts as int, all else as float: 1 and 1.0 of two parties must give one digest."""
     return {name: value if name in ("rounds", "records") else float(value) for name, value in values.items()}
+
+
+def _choose_graph(clients: int, max_colluders: int, max_dropouts: int) -> Degree | None:
+    """The graph of a round; None if its threshold cannot be met, or if it would be complete and too large."""
+    if max_colluders >= clients - max_dropouts > 0 and clients > COMPLETE_UP_TO:
+        return None
+    chosen = choose_degree(clients=clients, max_colluders=max_colluders, max_dropouts=max_dropouts)
+    complete = chosen.degree == clients - 1
+    threshold = required_threshold(holders=chosen.degree + 1, corrupt_holders=chosen.corrupt_holders)
+    if (complete and clients > MAX_COMPLETE) or clients - max_dropouts < threshold:
+        return None
+    return chosen
+
+
+def _nearest_choices(config: AggregationConfig) -> str:
+    """What is possible if one of the two numbers stays."""
+
+    def most(name: str, possible: Callable[[int], bool]) -> str:
+        low, high = -1, getattr(config, name)  # high is not possible, low is, or is below every number
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if possible(middle) else (low, middle)
+        return f"no {name} at all" if low < 0 else f"{name} up to {low}"
+
+    n, colluders, dropouts = config.clients, config.max_colluders, config.max_dropouts
+    fewer_dropouts = most("max_dropouts", lambda number: _choose_graph(n, colluders, number) is not None)
+    fewer_colluders = most("max_colluders", lambda number: _choose_graph(n, number, dropouts) is not None)
+    return (
+        f"possible are, with max_colluders = {colluders}: {fewer_dropouts}; "
+        f"with max_dropouts = {dropouts}: {fewer_colluders}"
+    )

@@ -40,3 +40,20 @@ def test_other_shapes_are_exact(bits: int, threads: int, degree: int | None) -> 
 def test_impossible_rounds_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed", "--clients", "1", "--dimension", "10"]) == 2
     assert "cohort" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dropouts", "dropped"), [("0", 0), ("25", 2)])
+def test_one_shot_rounds_are_exact(capsys: pytest.CaptureFixture[str], dropouts: str, dropped: int) -> None:
+    line = ["speed", "--protocol", "one_shot", "--clients", "8", "--members", "5", "--dimension", "3000"]
+    assert main([*line, "--dropouts", dropouts, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sorted(facts) == sorted(SCHEMA["benchmarks speed --protocol one_shot"])
+    assert facts["exact"] is True
+    assert (facts["dropouts"], facts["members"], facts["threshold"]) == (dropped, 5, 4)
+    assert facts["bits"] == 24  # eight clients' errors leave that many of 32
+    assert facts["member"]["total_s"] > 0
+    for group in ("client", "server"):
+        assert all(facts[group][key] > 0 for key in ("total_s", "floor_s"))
+    assert facts["server"]["verify_s"] > 0
+    # One masked vector with its canaries, and shares: three seeds and two of 4096 bytes.
+    assert 0 < facts["upload_bytes"] - 4 * (3000 + 64) - 2 * 4096 < 1024

@@ -140,7 +140,7 @@ class TestWrongUse:
             ({"clients": None, "max_colluders": None}, "--clients, --max-colluders"),
             ({"clients": 1}, "2 to 100"),
             ({"clients": -3}, "2 to 100"),
-            ({"max_dropouts": 19}, "max_dropouts can be at most"),
+            ({"max_dropouts": 19}, "max_dropouts up to"),
             ({"max_dropouts": -1}, "max_dropouts must be"),
             ({"max_colluders": -1}, "max_colluders must be"),
             ({"modulus_bits": 16, "dimension": 100_000}, "16 bits cannot hold the sum: 19 are needed"),

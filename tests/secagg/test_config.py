@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp import from_ring, to_ring
@@ -79,7 +80,10 @@ class TestLegality:
             silo(clients=clients, max_dropouts=0, max_colluders=0)
 
     def test_a_refusal_names_the_most_dropouts(self) -> None:
-        with pytest.raises(ValueError, match="6 must stay: max_dropouts can be at most 4, got 5"):
+        with pytest.raises(
+            ValueError,
+            match=r"max_dropouts up to 4; with max_dropouts = 5: no max_colluders",
+        ):
             silo(clients=10, max_dropouts=5, max_colluders=1)
         silo(clients=10, max_dropouts=4, max_colluders=1)
 
@@ -186,8 +190,42 @@ class TestRing:
         assert config.needed_bits <= 32
 
     def test_a_cohort_too_large_for_the_complete_graph_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="no sparse graph is safe"):
+        with pytest.raises(ValueError, match="no graph is safe"):
             AggregationConfig.cross_device(like=LIKE, clients=5000, max_dropouts=2000, max_colluders=1000, privacy=NONE)
+
+    @settings(max_examples=30)
+    @given(
+        clients=st.sampled_from([4, 9, 60, 101, 300, 1500]),
+        colluders=st.floats(0.0, 0.99),
+        dropouts=st.floats(0.0, 0.99),
+    )
+    def test_a_refusal_names_what_is_just_possible(self, clients: int, colluders: float, dropouts: float) -> None:
+        """What it names is accepted, and one more is not."""
+
+        def accepted(max_colluders: int, max_dropouts: int) -> str | None:
+            try:
+                _ = AggregationConfig.cross_device(
+                    like=LIKE, clients=clients, max_dropouts=max_dropouts, max_colluders=max_colluders, privacy=NONE
+                )
+            except ValueError as error:
+                return str(error)
+            return None
+
+        most, lost = int(colluders * clients), int(dropouts * clients)
+        refusal = accepted(most, lost)
+        if refusal is None or "possible are" not in refusal:
+            return
+        for name in ("max_dropouts", "max_colluders"):
+            named = re.search(rf"{name} up to (\d+)", refusal)
+            if named is None:
+                assert f"no {name} at all" in refusal
+                value = -1
+            else:
+                value = int(named.group(1))
+                within = accepted(most, value) if name == "max_dropouts" else accepted(value, lost)
+                assert within is None or "possible are" not in within
+            beyond = accepted(most, value + 1) if name == "max_dropouts" else accepted(value + 1, lost)
+            assert beyond is not None
 
     def test_two_clients_cannot_share_noise(self) -> None:
         with pytest.raises(ValueError, match="between two clients"):
@@ -432,7 +470,7 @@ class TestToml:
             ("clients = 8", "clients = 8\nlike = 9", "like"),
             ("clients = 8", 'clients = "8"', "str"),
             ("clients = 8", "clients = 8.0", "int"),
-            ("max_dropouts = 2", "max_dropouts = 7", "max_dropouts can be at most"),
+            ("max_dropouts = 2", "max_dropouts = 7", "max_dropouts up to"),
             ('"record"', '"records"', "privacy unit must be one of .* got 'records'"),
             ('"record"', '["record"]', "privacy unit must be one of"),
             ('unit = "record"', "", "privacy unit must be one of .* got None"),
