@@ -50,7 +50,7 @@ from ..wire import (
     encode,
 )
 from .one_time_keys import OneTimeKeys
-from .rules import Rules
+from .rules import Rules, key_parts
 from .sealed import Sealed, open_half, open_shares, seal
 
 RandomBytes = Callable[[int], bytes]
@@ -69,10 +69,15 @@ class _Secrets(keys.Unprintable):
 
     def keep_only_held(self) -> None:
         """Forgets this client's own secrets."""
-        self.__dict__ = {"held": self.held}
+        held = self.held
+        self.wipe()
+        self.held = held
 
     def wipe(self) -> None:
-        """Empties the object, for whoever still refers to it: an error's traceback, say."""
+        """Empties the object and its keys, for whoever still refers to them: an error's traceback, say."""
+        for key in (self.__dict__.get("channel_key"), self.__dict__.get("mask_key")):
+            if key is not None:
+                key.wipe()
         self.__dict__.clear()
 
 
@@ -88,7 +93,7 @@ class PairwiseClient(Lifecycle):
         history: what it remembers of all earlier rounds; one open session for each history.
         keys_in_advance: keys whose bundle the server has from an earlier round: this client then advertises none.
         next_keys: keys for a later round; their bundle goes with this client's last message.
-        rand: source of uniform bytes; the default is the operating system's.
+        rand: source of uniform bytes; the default is the operating system's. Encapsulations use OpenSSL's generator.
 
     Raises:
         PolicyRefusal: the policy forbids this round.
@@ -228,8 +233,8 @@ class PairwiseClient(Lifecycle):
         own = next((bundle for bundle in message.bundles if bundle.client == self._me), None)
         if own != self._own_bundle:
             raise InconsistentViewError("the server does not show this client's own keys as it advertised them")
-        public_keys = {key for bundle in message.bundles for key in (bundle.channel_key, bundle.mask_key)}
-        if len(public_keys) != 2 * len(clients):
+        public_keys = [part for bundle in message.bundles for part in key_parts(bundle)]
+        if len(set(public_keys)) != len(public_keys):
             raise InconsistentViewError("two public keys of the round are equal")
         rules.bind(message.bundles)
         peers = self._peers(clients)
@@ -241,13 +246,16 @@ class PairwiseClient(Lifecycle):
         self._policy.check_bundles(serials, self._history)
 
         for peer in peers:
+            problem = ""
             try:
                 for public in (rules.bundles[peer].channel_key, rules.bundles[peer].mask_key):
                     keys.check_public_key(public, rules.suite)
                 secrets.channels[peer] = secrets.channel_key.agree(rules.bundles[peer].channel_key)
                 secrets.pairs[peer] = secrets.mask_key.agree(rules.bundles[peer].mask_key)
             except ValueError as error:
-                raise MalformedMessageError(f"a public key of client {peer}: {error}", client_id=peer) from None
+                problem = str(error)
+            if problem:
+                raise MalformedMessageError(f"a public key of client {peer}: {problem}", client_id=peer)
         answer = self._sealed_shares(secrets)
         return self._persist(BundlesSeen(serials=serials), lambda: [answer])
 
@@ -297,6 +305,7 @@ class PairwiseClient(Lifecycle):
     def _unseal(self, peer: ClientId, sealed: Sealed) -> None:
         """Takes what a peer sealed to this client: a share of each of its two secrets, its half of the pair secret."""
         rules, secrets = self._rules, self._live()
+        problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
         try:
             shares = open_shares(
                 rules,
@@ -309,9 +318,9 @@ class PairwiseClient(Lifecycle):
             shamir.decode_shares(shares, 2)
             half = open_half(rules, sealed.half, sender=peer, receiver=self._me, mask_key=secrets.mask_key)
         except ValueError as error:
-            raise RemoteProtocolError(
-                f"the share from client {peer} to client {self._me}: {error}", client_id=peer
-            ) from None
+            problem = str(error)
+        if problem:
+            raise RemoteProtocolError(f"the share from client {peer} to client {self._me}: {problem}", client_id=peer)
         secrets.held[peer] = shares
         halves = {self._me: rules.pair_half(secrets.mask_key.secret, self._me, peer), peer: half}
         secrets.pair_seeds[peer] = rules.pair_mask_seed(secrets.pairs[peer], halves)

@@ -20,6 +20,11 @@ def round_context(config: RoundConfig, roster: Roster) -> bytes:
     return sha256(b"secagg/v1/pairwise/context0" + config.digest() + roster.digest).digest()
 
 
+def key_parts(bundle: KeyBundle) -> list[bytes]:
+    """The public keys of a bundle, one for each algorithm and usage: none of them may occur twice in a round."""
+    return [part for key in (bundle.channel_key, bundle.mask_key) for part in keys.parts(key)]
+
+
 class Rules:
     """What both sides derive from the agreed configuration and roster, in the same way."""
 

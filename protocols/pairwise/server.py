@@ -43,7 +43,7 @@ from ..wire import (
     decode_signed,
     encode,
 )
-from .rules import Rules
+from .rules import Rules, key_parts
 from .sealed import Sealed, open_half
 
 SEGMENT_BYTES = (
@@ -158,7 +158,7 @@ class PairwiseServer(Lifecycle):
         if replaced is None and len(self._offered) == self._rules.config.cohort:
             raise RemoteProtocolError(f"the cohort of {self._rules.config.cohort} is full")
         self._check_bundle(client, bundle)
-        public_keys = {bundle.channel_key, bundle.mask_key}
+        public_keys = set(key_parts(bundle))
         if not public_keys.isdisjoint(self._public_keys):
             raise MalformedMessageError(f"a public key of client {client} serves twice")
         self._public_keys |= public_keys
@@ -170,7 +170,7 @@ class PairwiseServer(Lifecycle):
             raise MalformedMessageError(f"client {client} advertises keys of client {bundle.client}")
         digest = bundle_digest(bundle, self._rules.roster, self._rules.suite)
         self._rules.roster.check_signature(client, "KeyBundle", digest, bundle.signature)
-        if bundle.channel_key == bundle.mask_key:
+        if len(set(key_parts(bundle))) != len(key_parts(bundle)):
             raise MalformedMessageError(f"a public key of client {client} serves twice")
         try:
             for public in (bundle.channel_key, bundle.mask_key):

@@ -96,14 +96,18 @@ class AgreementKey(Unprintable):
     def __init__(self, secret: bytes, suite: Suite) -> None:
         self.secret = secret
         self._kem: MLKEM768PrivateKey | None = None
-        if suite is CLASSICAL:
-            self._x25519 = X25519PrivateKey.from_private_bytes(secret)
+        if not suite.ciphertext_bytes:
+            self._x25519: X25519PrivateKey | None = X25519PrivateKey.from_private_bytes(secret)
             self.public = self._x25519.public_key().public_bytes_raw()
             return
         private = derive(secret, context=b"", usage=b"key/x25519")
         self._x25519 = X25519PrivateKey.from_private_bytes(private)
         self._kem = MLKEM768PrivateKey.from_seed_bytes(derive(secret, context=b"", usage=b"key/ml-kem-768", length=64))
         self.public = self._x25519.public_key().public_bytes_raw() + self._kem.public_key().public_bytes_raw()
+
+    def wipe(self) -> None:
+        """Empties the object, for whoever still refers to it: an error's traceback, say."""
+        self.secret, self._x25519, self._kem = b"", None, None
 
     def agree(self, peer_public: bytes) -> bytes:
         """The half of a shared secret that needs no ciphertext, 32 bytes, the same from both ends.
@@ -113,6 +117,8 @@ class AgreementKey(Unprintable):
         """
         point = peer_public[:_X25519_BYTES]
         _check_point(point)
+        if self._x25519 is None:
+            raise ValueError("the key was wiped")
         return self._x25519.exchange(X25519PublicKey.from_public_bytes(point))
 
     def decapsulate(self, ciphertext: bytes) -> bytes:
@@ -139,7 +145,7 @@ def encapsulate(peer_public: bytes, suite: Suite) -> tuple[bytes, bytes]:
     Raises:
         ValueError: the peer's encapsulation key is not canonical.
     """
-    if suite is CLASSICAL:
+    if not suite.ciphertext_bytes:
         return b"", b""
     return MLKEM768PublicKey.from_public_bytes(peer_public[_X25519_BYTES:]).encapsulate()
 
@@ -154,11 +160,16 @@ def check_public_key(public: bytes, suite: Suite) -> None:
     if len(public) != suite.public_key_bytes:
         raise ValueError(f"a public key of suite {suite.number} has {suite.public_key_bytes} bytes, got {len(public)}")
     _check_point(public[:_X25519_BYTES])
-    if suite is HYBRID:
+    if suite.ciphertext_bytes:
         try:
             MLKEM768PublicKey.from_public_bytes(public[_X25519_BYTES:])
         except ValueError:
             raise ValueError("the ML-KEM-768 public key is not canonical") from None
+
+
+def parts(public: bytes) -> tuple[bytes, ...]:
+    """The X25519 key and, if the suite has one, the ML-KEM key of a public key."""
+    return tuple(part for part in (public[:_X25519_BYTES], public[_X25519_BYTES:]) if part)
 
 
 def _check_point(public: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from protocols import ClientId, InconsistentViewError, PeerRejected, Phase, RemoteProtocolError, TooFewClientsError
@@ -10,7 +11,9 @@ from protocols.primitives import keys
 from protocols.primitives.keys import HYBRID, SUITES, AgreementKey
 from protocols.wire import (
     SEALED_SHARES_BYTES,
+    AdvertiseKeys,
     ConsistencyCheck,
+    KeyBundle,
     KeyBundles,
     MaskedInput,
     SealedShares,
@@ -19,7 +22,17 @@ from protocols.wire import (
 )
 from tests.rounds import Round, random_vectors, round_config
 
-from .hostile import altered, assert_refused, ids, malicious_client, rewriting, silencing, small_round, together
+from .hostile import (
+    altered,
+    assert_refused,
+    ids,
+    malicious_client,
+    rewriting,
+    signed_bundle,
+    silencing,
+    small_round,
+    together,
+)
 
 ALL = ids(1, 2, 3, 4)
 LIAR = ClientId(4)
@@ -30,6 +43,10 @@ PLACES = {"channel ciphertext": 0, "shares": CIPHERTEXT, "half's ciphertext": HA
 
 def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes((data[place] ^ 1,)) + data[place + 1 :]
+
+
+def altered_bundle(bundle: KeyBundle, mask_key: bytes) -> KeyBundle:
+    return msgspec.structs.replace(bundle, mask_key=mask_key)
 
 
 class TestRelay:
@@ -121,6 +138,37 @@ class TestLiar:
         assert (game.result.vector == game.expected(game.result.survivors)).all()
 
 
+def kept_by(error: BaseException | None) -> list[object]:
+    """Everything in the frames of an error, and of the errors that it remembers."""
+    found: list[object] = []
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            found += trace.tb_frame.f_locals.values()
+            trace = trace.tb_next
+        error = error.__context__
+    return found
+
+
+class TestErasure:
+    @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+    def test_an_error_remembers_no_key(self, place: int) -> None:
+        """A server can make a client refuse at will: a report of that must not open its neighbours' shares."""
+        game = small_round()
+        game.network = rewriting(
+            SealedShares, lambda _, m: altered(m, sealed=(flipped(m.sealed[0], place), *m.sealed[1:])), to=ids(3)
+        )
+        secrets: list[bytes] = []
+        game.advance(Phase.SHARE_KEYS)
+        live = game.clients[ClientId(3)]._secrets
+        assert live is not None
+        secrets += [live.channel_key.secret, live.mask_key.secret, live.self_seed]
+        game.play()
+        kept = kept_by(game.errors[ClientId(3)])
+        assert not [one for one in kept if isinstance(one, bytes) and one in secrets]
+        assert not [one for one in kept if isinstance(one, AgreementKey) and one.secret]
+
+
 class TestOneOfTwo:
     """A mask is as secret as the better of the two: whoever breaks one of them still misses something."""
 
@@ -157,7 +205,7 @@ class TestOneOfTwo:
             frames[me] = message
             secrets = game.clients[me]._secrets
             assert secrets is not None
-            known[me] = (secrets.channels[one if me == two else two], secrets.channel_key)
+            known[me] = (secrets.channels[one if me == two else two], AgreementKey(secrets.channel_key.secret, HYBRID))
             return message
 
         known: dict[ClientId, tuple[bytes, AgreementKey]] = {}
@@ -198,6 +246,23 @@ class TestSuites:
             result = game.run()
             assert result.survivors == set(ids(1, 2, 3, 4))
             assert (result.vector == game.expected(result.survivors)).all()
+
+    @pytest.mark.parametrize("part", [slice(0, 32), slice(32, None)], ids=["X25519", "ML-KEM"])
+    def test_no_part_of_a_key_serves_two_clients(self, part: slice) -> None:
+        """A malicious client that repeats one part of another's key, properly signed, is turned away."""
+        game = small_round()
+        first = game.clients[ClientId(1)]
+
+        def change(message: AdvertiseKeys) -> AdvertiseKeys:
+            theirs = first._own_bundle
+            assert theirs is not None
+            mixed = bytearray(message.bundle.mask_key)
+            mixed[part] = theirs.mask_key[part]
+            return altered(message, bundle=signed_bundle(game, altered_bundle(message.bundle, bytes(mixed))))
+
+        game.network = malicious_client(game, LIAR, AdvertiseKeys, change)
+        game.play()
+        assert [event.client for event in game.rejected] == [LIAR]
 
     def test_the_kem_part_of_a_key_cannot_be_swapped(self) -> None:
         """The signature of a bundle covers both parts, and so does the root."""

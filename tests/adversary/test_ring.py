@@ -57,7 +57,7 @@ class CuttingServer:
         for client in self.colluders:
             secrets = game.clients[client]._secrets
             assert secrets is not None
-            self.mask_keys[client] = secrets.mask_key
+            self.mask_keys[client] = keys.AgreementKey(secrets.mask_key.secret, game.server._rules.suite)
         try:
             game.advance(Phase.UNMASK)
         except ProtocolError:
