@@ -73,6 +73,10 @@ class Rules:
             return b""
         return keys.derive(mask_secret, context=self.context, usage=b"pairwise/pair-half", ids=(client, peer))
 
+    def half_commitment(self, half: bytes, client: ClientId, peer: ClientId) -> bytes:
+        """Hides a uniform 256-bit half and binds its owner to it."""
+        return keys.derive(half, context=self.context, usage=b"pairwise/pair-half-commitment", ids=(client, peer))
+
     def half_key(self, secret: bytes, sender: ClientId, receiver: ClientId) -> bytes:
         """The key that seals a half on its way from `sender` to `receiver`."""
         return keys.derive(secret, context=self.context, usage=b"pairwise/half-seal", ids=(sender, receiver))

@@ -9,7 +9,9 @@ Rules:
    *half* z_uv from its mask key's 32 bytes and sends it to v under a KEM secret that it encapsulates to v's mask key.
    The pair seed is derived from X25519 of the mask keys and both halves. From u's 32 bytes follow u's key pair, u's
    half and, with the stored ciphertext of v's half, v's half.
-3. The shares' associated data covers round, KEM ciphertext and sealed half: a server that swaps one of them, or a
+3. A commitment goes with each half. Its reader checks it before it masks, and the server when the owner dropped out and
+   its half is derived: an owner that sealed another half is found out, and no wrong sum is released.
+4. The shares' associated data covers round, KEM ciphertext and sealed half: a server that swaps one of them, or a
    half of another round, is noticed before anything is masked.
 
 In the classical suite ciphertexts and halves are empty, and what is left is X25519 alone.
@@ -24,6 +26,8 @@ from ..primitives import keys
 from ..wire import SEALED_SHARES_BYTES
 from .rules import Rules
 
+COMMITMENT_BYTES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
@@ -32,7 +36,7 @@ class Sealed:
     Attributes:
         ciphertext: carries the KEM secret of the channel; empty in the classical suite.
         shares: two shares, sealed.
-        half: carries the sender's half of the pair secret; empty in the classical suite.
+        half: carries the sender's half of the pair secret, behind a commitment to it; empty in the classical suite.
     """
 
     ciphertext: bytes
@@ -64,7 +68,8 @@ def seal(
     if suite.ciphertext_bytes:
         secret, ciphertext = keys.encapsulate(bundle.mask_key, suite)
         plain = rules.pair_half(mask_secret, sender, receiver)
-        half = ciphertext + keys.seal(rules.half_key(secret, sender, receiver), plain, associated=rules.context)
+        sealed = keys.seal(rules.half_key(secret, sender, receiver), plain, associated=rules.context)
+        half = rules.half_commitment(plain, sender, receiver) + ciphertext + sealed
     secret, ciphertext = keys.encapsulate(bundle.channel_key, suite)
     channel = rules.channel_key(agreed + secret, sender, receiver)
     return ciphertext + keys.seal(channel, shares, associated=rules.context + ciphertext + half) + half
@@ -87,10 +92,14 @@ def open_half(rules: Rules, half: bytes, *, sender: ClientId, receiver: ClientId
     """The sender's half of a pair secret, opened by the receiver or by a server that reconstructed its mask key.
 
     Raises:
-        ValueError: it does not open.
+        ValueError: it does not open, or is not what its owner is committed to.
     """
     if not rules.suite.ciphertext_bytes:
         return b""
-    ciphertext, sealed = half[: rules.suite.ciphertext_bytes], half[rules.suite.ciphertext_bytes :]
+    end = COMMITMENT_BYTES + rules.suite.ciphertext_bytes
+    commitment, ciphertext, sealed = half[:COMMITMENT_BYTES], half[COMMITMENT_BYTES:end], half[end:]
     key = rules.half_key(mask_key.decapsulate(ciphertext), sender, receiver)
-    return keys.unseal(key, sealed, associated=rules.context)
+    opened = keys.unseal(key, sealed, associated=rules.context)
+    if rules.half_commitment(opened, sender, receiver) != commitment:
+        raise ValueError("a half does not match its commitment")
+    return opened

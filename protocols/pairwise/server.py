@@ -44,7 +44,7 @@ from ..wire import (
     encode,
 )
 from .rules import Rules, key_parts
-from .sealed import Sealed, open_half
+from .sealed import COMMITMENT_BYTES, Sealed, open_half
 
 SEGMENT_BYTES = (
     2 * 1024 * 1024
@@ -86,6 +86,7 @@ class PairwiseServer(Lifecycle):
             dict
         )  # receiver -> sender -> ciphertext
         self._halves: dict[ClientId, dict[ClientId, bytes]] = {}  # the same, of the cohort: what a dropout would open
+        self._half_commitments: dict[ClientId, dict[ClientId, bytes]] = {}  # sender -> receiver, as long as the halves
         self._cohort: tuple[ClientId, ...] = ()
         self._in_cohort: frozenset[ClientId] = frozenset()
         self._cohort_digest = b""
@@ -187,13 +188,18 @@ class PairwiseServer(Lifecycle):
         return [SendMessage(to=client, data=frame) for client in self._rules.bundles]
 
     def _take_sealed(self, sender: ClientId, data: bytes) -> None:
-        message = self._open(sender, data, ShareKeys)
+        message, suite = self._open(sender, data, ShareKeys), self._rules.suite
         receivers = self._neighbours(sender, self._rules.bundles)
         if len(message.sealed) != len(receivers):
             raise MalformedMessageError(f"{len(message.sealed)} sealed shares for {len(receivers)} neighbours")
         self._commitments[sender] = message.seed_commitment
         for receiver, sealed in zip(receivers, message.sealed, strict=True):
             self._sealed[receiver][sender] = sealed
+        if suite.ciphertext_bytes:
+            self._half_commitments[sender] = {
+                receiver: Sealed.of(sealed, suite).half[:COMMITMENT_BYTES]
+                for receiver, sealed in zip(receivers, message.sealed, strict=True)
+            }
 
     def _close_sealed(self) -> list[Event]:
         self._cohort = tuple(sorted(self._answered))
@@ -230,6 +236,7 @@ class PairwiseServer(Lifecycle):
         self._expected = self._alive = frozenset(self._survivors)
         for client in self._survivors:
             self._halves.pop(client, None)
+            self._half_commitments.pop(client, None)
         self._view = self._rules.view(self._cohort, self._survivors)
         return [SendMessage(to=client, data=frame) for client in self._survivors]
 
@@ -328,6 +335,12 @@ class PairwiseServer(Lifecycle):
                 f"the half of a pair secret from client {peer} to client {client}: {error}", client_id=peer
             ) from None
         halves = {client: rules.pair_half(mask_key.secret, client, peer), peer: opened}
+        commitment = self._half_commitments.get(client, {}).get(peer, b"")
+        if rules.suite.ciphertext_bytes and rules.half_commitment(halves[client], client, peer) != commitment:
+            raise RemoteProtocolError(
+                f"the half of a pair secret from client {client} to client {peer} is not that of its mask key",
+                client_id=client,
+            )
         return rules.pair_mask_seed(mask_key.agree(rules.bundles[peer].mask_key), halves)
 
     def _remove_masks(self, add: list[bytes], subtract: list[bytes]) -> None:
@@ -366,6 +379,7 @@ class PairwiseServer(Lifecycle):
     def _erase(self) -> None:
         self._sealed.clear()
         self._halves.clear()
+        self._half_commitments.clear()
         self._shares.clear()
         self._words = np.zeros(0, dtype=np.uint32)
         self._expected = frozenset()

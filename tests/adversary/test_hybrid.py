@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from protocols import ClientId, InconsistentViewError, PeerRejected, Phase, RemoteProtocolError, TooFewClientsError
-from protocols.pairwise.sealed import Sealed
+from protocols.pairwise.sealed import COMMITMENT_BYTES, Sealed, open_shares
 from protocols.primitives import keys
 from protocols.primitives.keys import HYBRID, SUITES, AgreementKey
 from protocols.wire import (
@@ -38,7 +38,13 @@ ALL = ids(1, 2, 3, 4)
 LIAR = ClientId(4)
 CIPHERTEXT = HYBRID.ciphertext_bytes
 HALF = CIPHERTEXT + SEALED_SHARES_BYTES
-PLACES = {"channel ciphertext": 0, "shares": CIPHERTEXT, "half's ciphertext": HALF, "half": HALF + CIPHERTEXT}
+PLACES = {
+    "channel ciphertext": 0,
+    "shares": CIPHERTEXT,
+    "commitment": HALF,
+    "half's ciphertext": HALF + COMMITMENT_BYTES,
+    "half": HALF + COMMITMENT_BYTES + CIPHERTEXT,
+}
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -105,7 +111,7 @@ class TestLiar:
         def change(message: ShareKeys) -> ShareKeys:
             rules, secrets = session._rules, session._secrets
             assert secrets is not None
-            half = flipped(Sealed.of(message.sealed[0], HYBRID).half, CIPHERTEXT)
+            half = flipped(Sealed.of(message.sealed[0], HYBRID).half, COMMITMENT_BYTES + CIPHERTEXT)
             shares = game.clients[LIAR]._secrets
             assert shares is not None
             secret, ciphertext = keys.encapsulate(rules.bundles[ClientId(1)].channel_key, HYBRID)
@@ -127,6 +133,49 @@ class TestLiar:
         assert game.server_error.client_id == LIAR
         assert "half of a pair secret from client 4 to client 1" in str(game.server_error)
         assert game.server.phase is Phase.ABORTED
+
+    @pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+    def test_a_false_half_does_not_spoil_the_sum(self, committed: bool) -> None:
+        """The liar seals another half than its mask key's, and drops out: the server's derivation would be off."""
+        game = Round(round_config(5, threshold=3), random_vectors(5, 5))
+        session, false = game.clients[LIAR], bytes(range(32))
+
+        def change(message: ShareKeys) -> ShareKeys:
+            rules, secrets, one = session._rules, session._secrets, ClientId(1)
+            assert secrets is not None
+            secret, ciphertext = keys.encapsulate(rules.bundles[one].mask_key, HYBRID)
+            real = rules.pair_half(secrets.mask_key.secret, LIAR, one)
+            half = rules.half_commitment(false if committed else real, LIAR, one) + ciphertext
+            half += keys.seal(rules.half_key(secret, LIAR, one), false, associated=rules.context)
+            reader = game.clients[one]._secrets
+            assert reader is not None
+            shares = open_shares(
+                rules,
+                Sealed.of(message.sealed[0], HYBRID),
+                sender=LIAR,
+                receiver=one,
+                agreed=secrets.channels[one],
+                channel_key=reader.channel_key,
+            )
+            secret, ciphertext = keys.encapsulate(rules.bundles[one].channel_key, HYBRID)
+            channel = rules.channel_key(secrets.channels[one] + secret, LIAR, one)
+            sealed = keys.seal(channel, shares, associated=rules.context + ciphertext + half)
+            return altered(message, sealed=(ciphertext + sealed + half, *message.sealed[1:]))
+
+        game.network = together(
+            malicious_client(game, LIAR, ShareKeys, change), silencing(LIAR, MaskedInput, ConsistencyCheck, Unmask)
+        )
+        game.play()
+        if committed:
+            assert game.result is None
+            assert isinstance(game.server_error, RemoteProtocolError)
+            assert game.server_error.client_id == LIAR
+            assert "is not that of its mask key" in str(game.server_error)
+        else:
+            assert_refused(game, RemoteProtocolError, by=ids(1), match="from client 4 to client 1")
+            assert game.result is not None
+            assert game.result.survivors == set(ids(2, 3, 5))
+            assert (game.result.vector == game.expected(game.result.survivors)).all()
 
     def test_it_does_no_harm_once_the_liar_is_gone_too(self) -> None:
         game = Round(round_config(5, threshold=3), random_vectors(5, 5))

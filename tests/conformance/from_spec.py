@@ -30,7 +30,7 @@ CONFIG_FIELDS = (
 )  # fmt: skip
 # Section 4: tag, then the fields after context and sender. `n` bytes are an int, lists are one-element lists.
 BUNDLE = ("id", "serial", 32, "key", "key", 64)
-SIZES = {1: {"key": 32, "sealed": 88}, 2: {"key": 1216, "sealed": 2312}}  # by suite
+SIZES = {1: {"key": 32, "sealed": 88}, 2: {"key": 1216, "sealed": 2344}}  # by suite
 MESSAGES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "Invitation": (0, (32, 32)),
     "AdvertiseKeys": (1, (BUNDLE,)),
@@ -421,13 +421,14 @@ class HonestRound:
         secret, ciphertext = self.encapsulated(sender, receiver, 0)
         cipher = AESGCM(hkdf(secret, self.context, "half-seal", sender, receiver))
         half = self.half(self.secrets[sender].mask_key, sender, receiver)
-        return ciphertext + cipher.encrypt(bytes(12), half, self.context)
+        commitment = hkdf(half, self.context, "pair-half-commitment", sender, receiver)
+        return commitment + ciphertext + cipher.encrypt(bytes(12), half, self.context)
 
     def opened_half(self, mask_key: bytes, sender: int, receiver: int) -> bytes:
         """What the owner of a mask key, or the server that reconstructed it, reads in what a peer sent to it."""
         if self.suite == 1:
             return b""
-        data = self.sealed[sender, receiver][-1136:]
+        data = self.sealed[sender, receiver][-1136:]  # behind the commitment
         secret = MLKEM768PrivateKey.from_seed_bytes(key_pair(mask_key, 2)[1]).decapsulate(data[:1088])
         cipher = AESGCM(hkdf(secret, self.context, "half-seal", sender, receiver))
         return cipher.decrypt(bytes(12), data[1088:], self.context)

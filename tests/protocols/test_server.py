@@ -86,11 +86,11 @@ def test_workers_that_fail_end_the_round(fails_at: int, monkeypatch: pytest.Monk
         game.server.close_phase()
 
 
-@pytest.mark.parametrize(("suite", "bytes_per_pair"), [(1, 400), (2, 3500)])
+@pytest.mark.parametrize(("suite", "bytes_per_pair"), [(1, 400), (2, 3600)])
 def test_memory(suite: int, bytes_per_pair: int) -> None:
     """O(d + n k): the peak inside the server stays under 12 d and some bytes for each pair, and it keeps no vector.
 
-    The hybrid suite's server keeps a sealed half of 1136 bytes for each pair, beside frames of 2312 on their way,
+    The hybrid suite's server keeps a sealed half of 1168 bytes for each pair, beside frames of 2344 on their way,
     until the survivors are known.
     """
     n, length = 60, 200_000
