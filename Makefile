@@ -26,6 +26,7 @@ check: lint types $(VENV)/.installed
 
 deep: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q
+	$(BIN)/python -m tests.deep.fuzz
 	$(BIN)/python -m tests.deep.mutants
 
 bench: $(VENV)/.installed
