@@ -18,6 +18,7 @@ COPIED = ("protocols", "dp", "secagg", "benchmarks", "tests", "pyproject.toml", 
 TARGETS = (
     "tests/protocols", "tests/adversary", "tests/conformance/test_vectors.py",
     "tests/conformance/test_sessions.py::TestMasterProperty",
+    "tests/conformance/test_sessions.py::TestErasure",
 )  # fmt: skip
 CLIENT, SERVER = "protocols/pairwise/client.py", "protocols/pairwise/server.py"
 PRIMITIVES = "protocols/primitives/"
