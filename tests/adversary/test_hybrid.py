@@ -5,10 +5,18 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from protocols import ClientId, InconsistentViewError, PeerRejected, Phase, RemoteProtocolError, TooFewClientsError
+from protocols import (
+    ClientId,
+    InconsistentViewError,
+    MalformedMessageError,
+    PeerRejected,
+    Phase,
+    RemoteProtocolError,
+    TooFewClientsError,
+)
 from protocols.pairwise.sealed import COMMITMENT_BYTES, Sealed, open_shares
 from protocols.primitives import keys
-from protocols.primitives.keys import HYBRID, SUITES, AgreementKey
+from protocols.primitives.keys import CLASSICAL, HYBRID, SUITES, AgreementKey
 from protocols.wire import (
     SEALED_SHARES_BYTES,
     AdvertiseKeys,
@@ -19,6 +27,8 @@ from protocols.wire import (
     SealedShares,
     ShareKeys,
     Unmask,
+    decode,
+    encode,
 )
 from tests.rounds import Round, random_vectors, round_config
 
@@ -329,3 +339,24 @@ class TestSuites:
         assert isinstance(game.errors[ClientId(1)], InconsistentViewError)
         assert isinstance(game.server_error, TooFewClientsError)
         assert not game.shares_sent()
+
+    def test_there_are_two(self) -> None:
+        with pytest.raises(ValueError, match=r"suite must be one of \[1, 2\], got 3"):
+            round_config(3, suite=3)
+
+    def test_a_size_of_the_other_suite_does_not_decode(self) -> None:
+        """Public keys and sealed messages alike, in the right frame."""
+        context, number = bytes(32), HYBRID.number
+        bundle = KeyBundle(
+            client=1, serial=1, fresh=context, channel_key=bytes(32), mask_key=bytes(32), signature=bytes(64)
+        )
+        for message in (
+            AdvertiseKeys(context=context, sender=1, bundle=bundle),
+            KeyBundles(context=context, sender=0, bundles=(bundle,)),
+            Unmask(context=context, sender=1, shares=b"", next_bundle=(bundle,)),
+            ShareKeys(context=context, sender=1, seed_commitment=context, sealed=(bytes(SEALED_SHARES_BYTES),)),
+            SealedShares(context=context, sender=0, cohort=(1,), sealed=(bytes(SEALED_SHARES_BYTES),)),
+        ):
+            with pytest.raises(MalformedMessageError, match=f"of suite {number} has"):
+                decode(encode(message, suite=HYBRID), type(message), suite=HYBRID, limit=10**6)
+            assert decode(encode(message, suite=CLASSICAL), type(message), suite=CLASSICAL, limit=10**6) == message
