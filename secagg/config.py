@@ -40,6 +40,7 @@ from dp.encoding import MAX_INT_BOUND, least_int_bound
 from protocols import ClientPolicy, RoundConfig, required_threshold
 from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
+from protocols.session import MAX_COHORT
 
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
@@ -95,11 +96,8 @@ class AggregationConfig:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
-        if self.max_colluders >= self.clients or self.max_dropouts >= self.clients:
-            raise ValueError(
-                f"max_dropouts and max_colluders must be below clients = {self.clients}, "
-                f"got {self.max_dropouts} and {self.max_colluders}"
-            )
+        if self.clients > MAX_COHORT:  # before anything of that size is computed
+            raise ValueError(f"clients must be at most {MAX_COHORT}, got {self.clients}: form smaller cohorts")
         if self.modulus_bits not in LANE_BITS:
             raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
         if not isinstance(self.privacy, PrivacyUnit):
@@ -405,7 +403,7 @@ def _plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
 
 def _choose_graph(clients: int, max_colluders: int, max_dropouts: int) -> Degree | None:
     """The graph of a round; None if its threshold cannot be met, or if it would be complete and too large."""
-    if max_colluders >= clients - max_dropouts > 0 and clients > COMPLETE_UP_TO:
+    if max_colluders >= clients - max_dropouts and clients > COMPLETE_UP_TO:
         return None
     chosen = choose_degree(clients=clients, max_colluders=max_colluders, max_dropouts=max_dropouts)
     complete = chosen.degree == clients - 1
