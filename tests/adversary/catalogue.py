@@ -353,8 +353,8 @@ CATALOGUE = (
             "secagg/test_config.py::TestLegality::test_noise_needs_two_honest_survivors",
             "secagg/test_statement.py::TestWithoutPrivacy::test_colluders_who_are_all_the_others_see_the_last_one",
         ),
-        remains="**More colluders than `max_colluders`.** Nobody can tell them from honest clients; without noise n - 1 "
-        "of them see the last client's update",
+        remains="**More colluders than `max_colluders`.** Nobody can tell them from honest clients; without noise "
+        "n - 1 of them see the last client's update",
     ),
     Attack(
         number=21,
@@ -369,8 +369,8 @@ CATALOGUE = (
             "secagg/test_client_server.py::TestDifferencing::test_with_noise_each_attempt_is_charged_instead",
             f"{LIMITS}::TestDifferencing::test_three_sets_far_apart_isolate_a_client_all_the_same",
         ),
-        remains="**Differences in more than one step, or over different models.** Three sets that are pairwise far apart "
-        "can isolate a client; only noise bounds that",
+        remains="**Differences in more than one step, or over different models.** Three sets that are pairwise far "
+        "apart can isolate a client; only noise bounds that",
     ),
     Attack(
         number=22,

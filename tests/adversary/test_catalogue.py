@@ -1,4 +1,4 @@
-"""The catalogue of attacks is complete, its tests exist, and SECURITY.md says what it says (`UPDATE_DOCS=1` rewrites)."""
+"""The catalogue of attacks is complete, its tests exist, SECURITY.md says the same (`UPDATE_DOCS=1` rewrites it)."""
 
 from __future__ import annotations
 

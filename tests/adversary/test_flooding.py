@@ -1,4 +1,4 @@
-"""Messages that would cost more than they weigh: announced, nested or simply long. They are refused before they cost."""
+"""Messages that would cost more than they weigh: announced, nested or just long. They are refused before they cost."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TestClient:
 @pytest.mark.parametrize("phase", SERVER_WAITS)
 class TestServer:
     def test_rejects_at_once_and_goes_on(self, phase: Phase) -> None:
-        """Every flood costs its sender a rejection; the good message that follows still counts, and the sum is exact."""
+        """Every flood costs its sender a rejection; the good message that follows counts, and the sum is exact."""
         game = small_round()
         floods = [HEADER + flood(TAGS[AWAITED[phase]]) for flood in FLOODS.values()]
         floods += [b"", HEADER, HEADER + bytes(8_000_000), bytes(100)]

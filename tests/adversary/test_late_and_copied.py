@@ -13,7 +13,7 @@ from protocols.roster import signed_text
 from protocols.wire import ConsistencyCheck, MaskedInput, SurvivorList, SurvivorSignatures, Unmask, encode
 from tests.rounds import Round, Vector, kind_of, random_vectors, round_config
 
-from .hostile import assert_refused, ids, small_round
+from .hostile import ids, small_round
 
 ALL = ids(1, 2, 3, 4)
 LATE = ClientId(4)

@@ -1,4 +1,4 @@
-"""Where masking ends: attacks on what the sum says. Tests show how far they get, and what a client refuses all the same.
+"""Where masking ends: attacks on what the sum says. Tests show how far they get, and what a client refuses anyway.
 
 Each of these succeeds against any secure aggregation without noise. They stand here so that nobody takes the protocol
 for more than it is.

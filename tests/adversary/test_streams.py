@@ -141,7 +141,7 @@ class TestOneShot:
                     def contribute(
                         vector: Vector, client: ClientId = client, honest: Callable[..., object] = honest
                     ) -> object:
-                        return seams.heard(client, lambda: honest(vector))  # noqa: B023 - used at once
+                        return seams.heard(client, lambda: honest(vector))
 
                     session.contribute = contribute  # type: ignore[method-assign, assignment]
                 game.run()
@@ -217,7 +217,7 @@ class TestOneUpload:
             data = next(d for s, _, d in game.sent if s == client and kind_of(d) is MaskedInput)
             mask = np.frombuffer(data[-64 - 4 * length : -64], dtype="<u4") - vector
             known, unknown = mask[: length // 2], mask[length // 2 :]
-            # 2048 words of 32 bits: two in one half meet by chance with 2^-11, so a handful in a thousand would be a lot.
+            # 2048 words of 32 bits against 2048: one meets another by chance in one of a thousand runs.
             assert len(set(known.tolist()) & set(unknown.tolist())) <= 2
             assert len(set(known.tolist()) & set((-unknown).tolist())) <= 2
 
