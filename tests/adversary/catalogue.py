@@ -284,8 +284,8 @@ CATALOGUE = (
         number=16,
         attack="Two masked uploads of one client in one round are subtracted, or a value that the server knows gives "
         "away the mask of another",
-        defence="One flat vector for each client and round, weights and counts inside it; a second request ends the "
-        "session; every word has its own piece of keystream",
+        defence="One flat vector for each client and round, whatever it is made of; a second request ends the session; "
+        "every word has its own piece of keystream",
         tests=(
             f"{STREAMS}::TestOneUpload::test_a_second_request_for_a_vector_ends_the_round",
             f"{STREAMS}::TestOneUpload::test_a_second_vector_of_the_application_ends_the_round",
@@ -451,16 +451,16 @@ CATALOGUE = (
     Attack(
         number=27,
         attack="Secrets are read from how long a step takes, or from which code it runs",
-        defence="The Python code of both protocols runs the same instructions whatever the secrets are: this is "
-        "tested. Rejection sampling shows only draws that are thrown away. Ciphers, curves and KEM are OpenSSL's",
+        defence="No branch or loop of the protocols' Python code depends on a secret: rounds with different keys, seeds "
+        "and vectors run the same instructions. Only rejection sampling does, and shows draws that are thrown away",
         tests=(
             f"{BRANCHES}::test_a_pairwise_round_runs_the_same_instructions_whatever_its_secrets",
             f"{BRANCHES}::test_a_one_shot_round_runs_the_same_instructions_whatever_its_secrets",
             f"{BRANCHES}::test_the_comparison_sees_a_branch_on_a_secret",
             "protocols/test_shamir.py::TestShare::test_coefficients_outside_the_field_are_drawn_again",
         ),
-        remains="**Not tested:** time itself, caches, Python's and numpy's own code, OpenSSL. That these do not depend "
-        "on secrets is read, not measured; the noise sampler's tables do depend on the noise",
+        remains="**Reviewed, not tested:** time itself, caches, and the code below: ciphers, curves and KEM of "
+        "`cryptography`, numpy, Python's integers. The noise sampler's table look-ups do depend on the noise",
     ),
     Attack(
         number=28,

@@ -17,7 +17,7 @@ from .hostile import assert_refused, ids, small_round
 VICTIM = ClientId(1)
 HEADER = MAGIC + bytes((VERSION, HYBRID.number))
 MOST_BYTES = 50_000  # what a refusal may allocate: names, numbers and a traceback
-TAGS = {kind.__name__: tag for tag, kind in KINDS.items()}
+TAGS = {kind.__name__: int(str(tag)) for tag, kind in KINDS.items()}
 CONTEXT = b"\xc4\x20" + bytes(32)
 
 # What follows the header, given the tag of a kind: each announces, nests or counts far more than there is.

@@ -64,7 +64,6 @@ class TestLateVector:
         """It is told that everybody lives; but all other signatures are on the view in which it is dead."""
         game, _ = with_late_vector()
         rules, session = game.server._rules, game.clients[LATE]
-        assert session.phase is Phase.MASKED_INPUT
         game.to_client(LATE, encode(SurvivorList(context=rules.context, sender=0, survivors=ALL)))
         own = next(d[-64:] for s, _, d in game.sent if s == LATE and kind_of(d) is ConsistencyCheck)
         known = {**game.server._signatures, LATE: own}

@@ -19,7 +19,7 @@ from .hostile import assert_refused, ids, silencing, together
 CLIENTS, LENGTH, VICTIM = 8, 400, 3
 
 
-def planted(privacy: object) -> tuple[np.ndarray, secagg.AggregationResult]:
+def planted(privacy: secagg.NoPrivacy | secagg.ClientLevel) -> tuple[np.ndarray, secagg.AggregationResult]:
     """A model that lets one client's update through and silences all others: its update, and the released round."""
     config = secagg.AggregationConfig.cross_silo(
         like={"w": np.zeros(LENGTH)}, clients=CLIENTS, max_dropouts=1, max_colluders=1, privacy=privacy

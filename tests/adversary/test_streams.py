@@ -74,12 +74,14 @@ class TestMasks:
         by_clients = seams.made_by(*((number, client) for number in range(3) for client in ALL))
         assert len(by_clients) == 3 * 4 * 4  # in each round, of each client: its own and three pairs'
         assert all(stream.first_block == 0 for stream in by_clients)
-        users: dict[bytes, list[object]] = {}
-        for stream in by_clients:
-            users.setdefault(stream.key, []).append(stream.by)
+        users: dict[bytes, list[tuple[int, ClientId]]] = {}
+        for number in range(3):
+            for client in ALL:
+                for stream in seams.made_by((number, client)):
+                    users.setdefault(stream.key, []).append((number, client))
         for who in users.values():
             assert len(who) == len(set(who)) <= 2
-            assert len({number for number, _ in who}) == 1  # type: ignore[misc]
+            assert len({number for number, _ in who}) == 1
         assert Counter(len(who) for who in users.values()) == {1: 3 * 4, 2: 3 * 6}
         by_server = seams.made_by(*((number, "server") for number in range(3)))
         assert {stream.key for stream in by_server} <= set(users)
