@@ -451,8 +451,8 @@ CATALOGUE = (
     Attack(
         number=27,
         attack="Secrets are read from how long a step takes, or from which code it runs",
-        defence="No branch or loop of the protocols' Python code depends on a secret: rounds with different keys, seeds "
-        "and vectors run the same instructions. Only rejection sampling does, and shows draws that are thrown away",
+        defence="Rounds with different keys, seeds and vectors run the same Python instructions: no branch or loop "
+        "depends on a secret. Rejection sampling is the exception, and shows only draws that are thrown away",
         tests=(
             f"{BRANCHES}::test_a_pairwise_round_runs_the_same_instructions_whatever_its_secrets",
             f"{BRANCHES}::test_a_one_shot_round_runs_the_same_instructions_whatever_its_secrets",

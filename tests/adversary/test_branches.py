@@ -94,6 +94,7 @@ def pairwise_round(secret: str, suite: int, fill: int, lost: ClientId | None) ->
 @pytest.mark.parametrize("lost", [None, ClientId(4)], ids=["all alive", "one lost"])
 @pytest.mark.parametrize("suite", [1, 2])
 def test_a_pairwise_round_runs_the_same_instructions_whatever_its_secrets(suite: int, lost: ClientId | None) -> None:
+    pairwise_round("first", suite, 1, lost)  # fills what is remembered for a number of holders: powers, weights
     one = pairwise_round("one", suite, 0, lost)
     other = pairwise_round("other", suite, 2**32 - 1, lost)
     assert one.server._rules.bundles != other.server._rules.bundles
@@ -132,6 +133,7 @@ def one_shot_round(secret: str, fill: int) -> TracedGame:
 
 
 def test_a_one_shot_round_runs_the_same_instructions_whatever_its_secrets() -> None:
+    one_shot_round("first", 1)
     one, other = one_shot_round("one", 0), one_shot_round("other", 2**22 - 1)
     assert len(one.steps) == len(other.steps) > 3 * 3 + 5 * 3
     for (party, expected), (same, found) in zip(one.steps, other.steps, strict=True):
@@ -154,5 +156,6 @@ def test_the_comparison_sees_a_branch_on_a_secret(fault: str, monkeypatch: pytes
     names: dict[str, Any] = {"honest": honest}
     exec(compile(program, f"{PACKAGE}/fault.py", "exec"), names)
     monkeypatch.setattr(PairwiseClient, "contribute", names["contribute"])
+    pairwise_round("first", 1, 1, None)
     one, other = pairwise_round("one", 1, 0, None), pairwise_round("other", 1, 2**32 - 1, None)
     assert [found for _, found in one.steps] != [found for _, found in other.steps]

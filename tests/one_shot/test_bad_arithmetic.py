@@ -14,6 +14,7 @@ import pytest
 from protocols import Event, Phase, ProtocolError, RemoteProtocolError, SurvivorsSigned
 from protocols.primitives import key_shares, packing, ring_mask
 from protocols.primitives.ring_mask import Coefficients
+from protocols.primitives.shamir import PRIME
 
 from .game import Game, random_vectors
 from .hostile import ONE, members_of
@@ -56,7 +57,7 @@ def assert_void(game: Game, error: ProtocolError | None, match: str) -> None:
     assert_members_said_no_more(game)
 
 
-@pytest.mark.parametrize("size", [200, 1000, key_shares.PRIME // 2])
+@pytest.mark.parametrize("size", [200, 1000, PRIME // 2])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_a_key_that_is_too_large_voids_the_round(size: int, sign: int) -> None:
     """The sum of the keys passes its bound, or the half of the field, where it would come out with the other sign."""
@@ -90,7 +91,7 @@ def test_a_key_that_overflows_the_field_is_its_residue() -> None:
 
     def moved(count: int, *, seed: bytes) -> Coefficients:
         key = honest(count, seed=seed)
-        key[5] += key_shares.PRIME
+        key[5] += PRIME
         return key
 
     game = with_liar({"sample": moved})
