@@ -23,8 +23,10 @@ Why it holds:
 - Survivor set and dropouts are one list: no message can name a client both alive and dead, and a client answers once.
   With 2t > holders + corrupt holders the server never gets t shares of both secrets of one client, so a vector stays
   masked by its self seed or by a pair seed.
-- The survivor set is agreed globally: in a sparse graph different secrets have different holders, and local agreement
-  would let the server isolate a victim.
+- A client answers only if t of its holders signed the same *whole* survivor set as it saw. On the complete graph that
+  leaves one set for everybody. On a ring, regions far apart may be shown different sets; where two of them meet clients
+  find no t signers and refuse, as at a cut of the ring (`graph`, rule 2), and no secret gets t shares of both kinds.
+  That this opens no sum over one region is argued and tried by tests, not proven.
 - `ctx = SHA-256(round, bundle root)` enters every key after AdvertiseKeys: shown different keys or parameters, clients
   derive different keys and nothing opens.
 - Signatures do not make shares right: the server checks that a reconstructed mask key has the advertised public key,
