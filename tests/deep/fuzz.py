@@ -1,7 +1,17 @@
-"""Damaged messages: only `MalformedMessageError` and its kin come out of a decoder, and nothing large is allocated.
+"""Damaged messages: every decoder and every session refuses them by a typed error, or lives with them; none allocates.
 
-`python -m tests.deep.fuzz [--messages N] [--seed S]`. Frames of real rounds of both suites are flipped, cut, extended,
-spliced and given huge counts. The seed is printed: with it a failure repeats.
+`python -m tests.deep.fuzz [--messages N] [--seed S]`. Each message, of a real round of either protocol, is damaged
+(`damage`) and goes to the decoder of its kind and to a live session that waits for it (`live`). Then:
+
+1. A decoder gives `MalformedMessageError` and nothing else, and what it refuses no session takes.
+2. A client or member gives `RemoteProtocolError`, `PolicyRefusal` or `TooFewClientsError` and nothing else, and is then
+   dead and without secrets.
+3. A server never raises: it answers `PeerRejected`, and nothing about it has changed. What it takes without the
+   sender's hand in it is the genuine message. After a message that a hostile sender signed it closes its phase with a
+   result or a `ProtocolError`.
+4. Memory stays bounded, whatever counts a message announces.
+
+The seed is printed, and a failure prints its message: with them it repeats, but for KEM ciphertexts (`live`).
 """
 
 from __future__ import annotations
@@ -10,91 +20,122 @@ import argparse
 import random
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass, field
 
-from protocols import MalformedMessageError
-from protocols.primitives.keys import SUITES, Suite
-from protocols.wire import MaskedInput, Message, decode, decode_signed, message_limit
-from tests.protocols.messages import SIGNED
-from tests.rounds import Round, kind_of, random_vectors, round_config
-
-CLIENTS, LENGTH = 4, 5
-HUGE = (
-    b"\xdd\xff\xff\xff\xff",
-    b"\xdc\xff\xff",
-    b"\xc6\xff\xff\xff\xff",
-    b"\xcf" + b"\xff" * 8,
-    b"\xce\x80\x00\x00\x00",
+from protocols import (
+    MalformedMessageError,
+    PeerRejected,
+    PersistBeforeSend,
+    Phase,
+    PolicyRefusal,
+    ProtocolError,
+    RemoteProtocolError,
+    TooFewClientsError,
 )
+
+from .damage import damaged_bytes, damaged_values
+from .live import Target, targets
+
 MEMORY = 4 * 1024 * 1024
-Frame = tuple[Suite, type[Message], bytes]
 
 
-def frames() -> list[Frame]:
-    """Every message of a round of each suite."""
-    found: list[Frame] = []
-    for suite in SUITES.values():
-        game = Round(
-            round_config(CLIENTS, threshold=3, length=LENGTH, suite=suite.number), random_vectors(CLIENTS, LENGTH)
-        )
-        game.run()
-        sent = [data for _, _, data in game.sent] + [data for _, data in game.received]
-        found += [(suite, kind_of(data), data) for data in sent]
-    return found
+@dataclass
+class Tally:
+    """What became of the messages.
+
+    Attributes:
+        decoded: how many still decoded.
+        taken: how many a session took though they differ from the genuine message, by target.
+        peak: the most memory that was allocated at a time, in bytes.
+    """
+
+    decoded: int = 0
+    taken: Counter[str] = field(default_factory=Counter)
+    peak: int = 0
 
 
-def damaged(frame: bytes, other: bytes, rng: random.Random) -> bytes:
-    """The frame with one to three faults."""
-    data = bytearray(frame)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(data)) if data else 0
-        match rng.randrange(7):
-            case 0 if data:
-                data[at] ^= 1 << rng.randrange(8)
-            case 1:
-                del data[at:]
-            case 2:
-                data += rng.randbytes(rng.randint(1, 40))
-            case 3:
-                data[at:] = other[at:]
-            case 4:
-                data[at:at] = rng.choice(HUGE)
-            case 5:
-                data[at : at + rng.randint(1, 5)] = rng.choice(HUGE)
-            case _:
-                data[at : at + rng.randint(1, 9)] = rng.randbytes(rng.randint(0, 9))
-    return bytes(data)
+def fuzz(count: int, seed: int) -> Tally:
+    """Damages and delivers `count` messages.
 
-
-def outcomes(count: int, seed: int) -> Iterator[bool]:
-    """For each damaged message, whether it still decoded; any other exception than the allowed one comes through."""
-    rng, good = random.Random(seed), frames()
-    for _ in range(count):
-        suite, kind, frame = rng.choice(good)
-        data = damaged(frame, rng.choice(good)[2], rng)
-        limit = message_limit(CLIENTS, suite)
-        try:
-            if kind in SIGNED:
-                decode_signed(data, kind, suite=suite, limit=limit, tail_bytes=4 * LENGTH if kind is MaskedInput else 0)
-            else:
-                decode(data, kind, suite=suite, limit=limit)
-        except MalformedMessageError:
-            yield False
-        else:
-            yield True
-
-
-def fuzz(count: int, seed: int) -> tuple[int, int]:
-    """How many of `count` damaged messages still decoded, and the peak of memory in bytes."""
-    still = 0
-    stream = outcomes(count, seed)
-    first = next(stream)
+    Raises:
+        AssertionError: a property is broken; names the target and the message.
+    """
+    tally, rng, waiting = Tally(), random.Random(seed), targets(seed)
+    for target in waiting:
+        assert _decodes(target, target.frame), target.name
+        assert _taken(target, target.frame), target.name
     tracemalloc.start()
     try:
-        still = first + sum(stream)
-        return still, tracemalloc.get_traced_memory()[1]
+        for number in range(count):
+            target, other = rng.choice(waiting), rng.choice(waiting).frame
+            data, signed = _damaged(target, other, rng)
+            try:
+                decodes = _decodes(target, data)
+                taken = _taken(target, data)
+                assert decodes or not taken, "taken, though it does not decode"
+                assert not taken or signed or target.sender is None or data == target.frame, "a forgery is taken"
+            except Exception as error:
+                raise AssertionError(f"message {number} of seed {seed}, {target.name}: {data.hex()}") from error
+            tally.decoded += decodes
+            tally.taken[target.name] += taken and data != target.frame
+        tally.peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+    return tally
+
+
+def _damaged(target: Target, other: bytes, rng: random.Random) -> tuple[bytes, bool]:
+    """A damaged message, and whether its sender signed it as it is."""
+    if rng.random() < 0.4:
+        return damaged_bytes(target.frame, other, rng), False
+    head = damaged_values(target.frame[: target.body_end], other, rng)
+    if rng.random() < 0.2:
+        return head + target.frame[target.body_end :], False
+    return target.renewed(head), True
+
+
+def _decodes(target: Target, data: bytes) -> bool:
+    try:
+        target.decode(data)
+    except MalformedMessageError:
+        return False
+    return True
+
+
+def _taken(target: Target, data: bytes) -> bool:
+    """Whether the session takes the message; it waits for the next one afterwards."""
+    try:
+        return _taken_by_party(target, data) if target.sender is None else _taken_by_server(target, data)
+    finally:
+        target.snapshot.restore()
+
+
+def _taken_by_party(target: Target, data: bytes) -> bool:
+    session = target.session
+    try:
+        events = session.receive(data)
+        if any(isinstance(event, PersistBeforeSend) for event in events):
+            session.persisted()
+    except (RemoteProtocolError, PolicyRefusal, TooFewClientsError):
+        assert session.phase is Phase.ABORTED
+        assert session._secrets is None
+        return False
+    return True
+
+
+def _taken_by_server(target: Target, data: bytes) -> bool:
+    session = target.session
+    events = session.receive(target.sender, data)
+    if events:
+        assert [(type(event), event.client) for event in events] == [(PeerRejected, target.sender)]
+        assert target.snapshot.unchanged(), "a rejected message had an effect"
+        return False
+    try:
+        session.close_phase()
+    except ProtocolError:
+        assert session.phase is Phase.ABORTED
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,9 +145,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}", flush=True)
-    still, peak = fuzz(options.messages, options.seed)
-    print(f"{options.messages} damaged messages: {still} decode, the others are malformed; peak {peak:,} bytes")
-    return 0 if peak < MEMORY else 1
+    tally = fuzz(options.messages, options.seed)
+    print(f"{options.messages} damaged messages: {tally.decoded} decode, {tally.taken.total()} are taken by a session")
+    for name, taken in sorted(tally.taken.items()):
+        print(f"  {taken:8} {name}")
+    print(f"peak {tally.peak:,} bytes, at most {MEMORY:,} are allowed")
+    return 0 if tally.peak < MEMORY else 1
 
 
 if __name__ == "__main__":
