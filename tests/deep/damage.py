@@ -4,7 +4,7 @@
    integers are written into it. Nearly all of these stop at the decoder.
 2. Values: the body is read as msgpack, one to three of its elements become others, and the body is written again in
    canonical form. These get behind the decoder: ids that are 0, too large, repeated or no integers, lists and bytes of
-   another length.
+   another length, bytes of the same length that are no key and no share. Some values are written in a longer form.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _places(tree: Any) -> list[tuple[Any, Callable[[Any], None]]]:
 
 def _other(element: Any, loan: Any, rng: random.Random) -> Any:
     """Something else in place of an element."""
-    match rng.randrange(8):
+    match rng.randrange(9):
         case 0:
             return rng.choice(NUMBERS)
         case 1:
@@ -95,13 +95,44 @@ def _other(element: Any, loan: Any, rng: random.Random) -> Any:
             return msgspec.Raw(rng.choice(HUGE))
         case 3:
             return deepcopy(loan)
+        case 4:
+            return _longer(element)
     if isinstance(element, bytes):
-        return damaged_bytes(element, element, rng)
+        return _same_length(element, rng) if rng.random() < 0.7 else damaged_bytes(element, element, rng)
     if isinstance(element, list) and element:
         return _other_list(element, rng)
     if isinstance(element, int):
         return element + rng.choice((-1, 1)) if element < 2**63 else element - 1
     return element
+
+
+def _longer(element: Any) -> Any:
+    """The same value in an encoding that is not the shortest."""
+    if isinstance(element, bytes):
+        return msgspec.Raw(b"\xc6" + len(element).to_bytes(4, "big") + element)
+    if isinstance(element, list):
+        return msgspec.Raw(b"\xdd" + len(element).to_bytes(4, "big") + msgspec.msgpack.encode(element)[1:])
+    if isinstance(element, int) and 0 <= element < 2**32:
+        return msgspec.Raw(b"\xcf" + element.to_bytes(8, "big"))
+    return element
+
+
+def _same_length(data: bytes, rng: random.Random) -> bytes:
+    """Bytes that only their meaning can betray: fields of a fixed size keep it."""
+    changed = bytearray(data)
+    if not data:
+        return data
+    at = rng.randrange(len(data))
+    match rng.randrange(4):
+        case 0:
+            changed[at] ^= 1 << rng.randrange(8)
+        case 1:
+            changed[at:] = rng.randbytes(len(data) - at)
+        case 2:
+            changed[at:] = b"\xff" * (len(data) - at)  # no element of a field, no canonical key
+        case _:
+            changed[:] = bytes(len(data))  # a point of low order
+    return bytes(changed)
 
 
 def _other_list(elements: list[Any], rng: random.Random) -> list[Any]:

@@ -132,11 +132,9 @@ def _pairwise(rng: random.Random) -> Iterator[Target]:
                 game, frame = _waiting(rng, suite, phase, server=side == "server")
                 kind = kind_of(frame)
                 tail = 4 * LENGTH if kind is MaskedInput else 0
-                check: Callable[[bytes], object]
+                check: partial[object] = partial(decode, kind=kind, suite=suite, limit=game.server._rules.limit)
                 if kind in SIGNED:
-                    check = partial(decode_signed, kind=kind, suite=suite, limit=NO_LIMIT, tail_bytes=tail)
-                else:
-                    check = partial(decode, kind=kind, suite=suite, limit=NO_LIMIT)
+                    check = partial(decode_signed, **check.keywords, tail_bytes=tail)
                 body_end = len(frame) - (SIGNATURE_BYTES + tail if kind in SIGNED else 0)
                 session = game.server if side == "server" else game.clients[VICTIM]
                 yield Target(
@@ -216,14 +214,15 @@ def _one_shot(rng: random.Random) -> Iterator[Target]:
         ("member", Phase.UNMASK, WITH_SEED, one_shot.UnmaskRequest),
     ):
         game, frame = _waiting_one_shot(rng, phase, party, server=side == server)
-        check: Callable[[bytes], object] = partial(decode, kind=kind, suite=CLASSICAL, limit=NO_LIMIT)
-        body_end = len(frame)
+        rules, body_end = game.server._rules, len(frame)
+        limit = rules.limit if side == server and phase is not Phase.UNMASK else rules.request_limit
+        check: Callable[[bytes], object] = partial(decode, kind=kind, suite=CLASSICAL, limit=limit)
         if kind is one_shot.Contribution:
-            sealed, vector = game.server._rules.sealed_bytes, 4 * (LENGTH + one_shot_rules.CANARIES)
-            check = partial(one_shot.decode_contribution, limit=NO_LIMIT, sealed_bytes=sealed, vector_bytes=vector)
+            sealed, vector = rules.sealed_bytes, 4 * (LENGTH + one_shot_rules.CANARIES)
+            check = partial(one_shot.decode_contribution, limit=limit, sealed_bytes=sealed, vector_bytes=vector)
             body_end -= signed + sum(sealed) + vector
         elif kind is one_shot.PartialSum:
-            check = partial(decode_signed, kind=kind, suite=CLASSICAL, limit=NO_LIMIT)
+            check = partial(decode_signed, kind=kind, suite=CLASSICAL, limit=limit)
             body_end -= signed
         session = {"client": game.clients.get(party), "member": game.members.get(party), server: game.server}[side]
         assert session is not None
