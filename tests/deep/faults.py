@@ -131,7 +131,7 @@ FAULTS = (
             "keys are not burned before use",
             "return self._persist(self._burned(bundle), lambda: events)",
             "return events",
-            "protocols/test_one_time_keys.py",
+            POLICY + "Floors",
         ),
         ("own secrets outlive the masking", "secrets.keep_only_held()", "pass", ERASURE),
         (
@@ -218,7 +218,7 @@ FAULTS = (
             "channels have no direction",
             'usage=b"pairwise/channel", ids=(sender, receiver)',
             'usage=b"pairwise/channel", ids=(0, 0)',
-            "protocols/test_rules.py",
+            "adversary/test_sealing_keys.py",
         ),
         (
             "a half is anybody's",
