@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from protocols import ClientId, MalformedMessageError, Phase
@@ -22,7 +23,9 @@ def test_an_ml_kem_key_that_is_not_reduced_beside_a_good_x25519_key(name: str) -
         *others, last = message.bundles
         key = getattr(last, name)
         unreduced = key[:32] + b"\xff" * (len(key) - 64) + key[-32:]
-        return altered(message, bundles=(*others, signed_bundle(game, altered(last, **{name: unreduced}))))
+        return altered(
+            message, bundles=(*others, signed_bundle(game, msgspec.structs.replace(last, **{name: unreduced})))
+        )
 
     game.network = rewriting(KeyBundles, change)
     game.play()

@@ -29,7 +29,7 @@ HUGE = (
     b"\x91" * 2000,  # arrays in arrays
 )
 NUMBERS = (0, 1, -1, 2**31 - 1, 2**31, 2**62, 2**63, 2**64 - 1)
-OTHERS = (1.0, True, False, "1", None, b"", [], {}, [1], {1: 1})
+OTHERS: tuple[Any, ...] = (1.0, True, False, "1", None, b"", [], {}, [1], {1: 1})
 
 
 def damaged_bytes(frame: bytes, other: bytes, rng: random.Random) -> bytes:

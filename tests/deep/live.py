@@ -132,7 +132,7 @@ def _pairwise(rng: random.Random) -> Iterator[Target]:
                 game, frame = _waiting(rng, suite, phase, server=side == "server")
                 kind = kind_of(frame)
                 tail = 4 * LENGTH if kind is MaskedInput else 0
-                check: partial[object] = partial(decode, kind=kind, suite=suite, limit=game.server._rules.limit)
+                check: partial[Any] = partial(decode, kind=kind, suite=suite, limit=game.server._rules.limit)
                 if kind in SIGNED:
                     check = partial(decode_signed, **check.keywords, tail_bytes=tail)
                 body_end = len(frame) - (SIGNATURE_BYTES + tail if kind in SIGNED else 0)
