@@ -218,7 +218,7 @@ FAULTS = (
             "channels have no direction",
             'usage=b"pairwise/channel", ids=(sender, receiver)',
             'usage=b"pairwise/channel", ids=(0, 0)',
-            "adversary/test_sealing_keys.py",
+            "adversary/test_streams.py::TestSeals",
         ),
         (
             "a half is anybody's",
