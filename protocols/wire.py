@@ -35,7 +35,8 @@ HEADER_BYTES = len(MAGIC) + 2
 SERVER = 0
 FRESH_BYTES = 32
 SEALED_SHARES_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD_BYTES
-SEALED_HALF_BYTES = 32 + 32 + SEAL_OVERHEAD_BYTES  # its commitment, and the half itself, sealed
+COMMITMENT_BYTES = 32
+SEALED_HALF_BYTES = COMMITMENT_BYTES + 32 + SEAL_OVERHEAD_BYTES
 BYTES_PER_CLIENT = 192  # no message spends more on one client than this and two public keys, vectors aside
 FIXED_BYTES = 1024  # nor more than this on what does not grow with the cohort
 

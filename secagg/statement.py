@@ -76,7 +76,7 @@ def statement_dict(
         return result | {"epsilon": math.inf, "delta": None, "ladder": None, "spent": math.inf}
     rounds = privacy.rounds if rounds is None else rounds
     ladder = config.ladder(survivors=survivors, rounds=rounds)
-    hidden.append(f"one {privacy.unit}'s contribution to the sum, up to the epsilon below")
+    hidden.append(f"one {privacy.unit}'s contribution to the sum, up to the epsilon above")
     if isinstance(privacy, RecordLevel):
         assumptions.append(
             f"each client draws each of its records with the public rate {privacy.sampling_rate:g}, in secret"

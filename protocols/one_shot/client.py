@@ -91,11 +91,14 @@ class OneShotClient(Party):
             rules.roster.check_signature(
                 member, signature_kind(MemberBundle), member_bundle_digest(bundle, rules.roster), bundle.signature
             )
+            problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
             try:
                 keys.check_public_key(bundle.key, SUITE)
                 secrets.channels[member] = secrets.key.agree(bundle.key)
             except ValueError as error:
-                raise MalformedMessageError(f"the key of member {member}: {error}", client_id=member) from None
+                problem = str(error)
+            if problem:
+                raise MalformedMessageError(f"the key of member {member}: {problem}", client_id=member)
         serials = {member: bundle.serial for member, bundle in rules.bundles.items()}
         self._policy.check_bundles(serials, self._history)
         return self._persist(BundlesSeen(serials=serials), lambda: [ContributionNeeded(cohort=frozenset(rules.roster))])

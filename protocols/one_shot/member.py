@@ -94,12 +94,16 @@ class OneShotMember(Party):
     def _open(self, sealed: SealedContribution) -> key_shares.Share:
         rules, contribution = self._rules, sealed.contribution
         client = ClientId(contribution.sender)
+        problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
         try:
             secret = self._live().key.agree(contribution.ephemeral_key)
             associated = rules.associated(client, self._me, contribution.ephemeral_key, contribution.vector)
             plain = keys.unseal(rules.channel(secret, client, self._me), sealed.share, associated=associated)
-            return key_shares.decode(plain)
+            share = key_shares.decode(plain)
         except ValueError as error:
+            problem = str(error)
+        if problem:
             raise RemoteProtocolError(
-                f"the share from client {client} to member {self._me}: {error}", client_id=client
-            ) from None
+                f"the share from client {client} to member {self._me}: {problem}", client_id=client
+            )
+        return share

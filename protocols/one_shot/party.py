@@ -37,6 +37,11 @@ class Secrets(keys.Unprintable):
         self.key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), SUITE)
         self.channels: dict[ClientId, bytes] = {}  # a client's: member -> shared secret
 
+    def wipe(self) -> None:
+        """Empties the object and its key, for whoever still refers to them: an error's traceback, say."""
+        self.key.wipe()
+        self.channels.clear()
+
 
 class Party(Lifecycle):
     """One party's part in one round, apart from the server's.
@@ -125,6 +130,8 @@ class Party(Lifecycle):
         return self._secrets
 
     def _erase(self) -> None:
+        if self._secrets is not None:
+            self._secrets.wipe()
         self._secrets = None
         self._after_persist = None
 

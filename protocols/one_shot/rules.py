@@ -111,7 +111,7 @@ class OneShotConfig:
     def digest(self) -> bytes:
         """SHA-256 over the canonical encoding of every field."""
         fields = [getattr(self, name) for name in self.__dataclass_fields__]
-        return sha256(msgspec.msgpack.encode(fields)).digest()
+        return sha256(b"secagg/v1/one_shot/config" + msgspec.msgpack.encode(fields)).digest()
 
 
 def least_threshold(*, members: int, corrupt: int) -> int:
@@ -135,7 +135,7 @@ def member_bundle_digest(bundle: MemberBundle, roster: Roster) -> bytes:
     """The digest that a member bundle's signature covers: everything in it, and the roster, but no round."""
     where = (VERSION, SUITE.number, PROTOCOL, roster.digest)
     what = (bundle.member, bundle.serial, bundle.fresh, bundle.key)
-    return sha256(b"secagg/v1/member-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
+    return sha256(b"secagg/v1/one_shot/member-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
 
 
 def signature_kind(kind: type[msgspec.Struct]) -> str:

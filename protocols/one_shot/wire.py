@@ -113,7 +113,11 @@ class ContributionFrame:
 
 def request_limit(cohort: int, committee: int) -> int:
     """The largest size in bytes of a message that goes to a member."""
-    return FIXED_BYTES + (BYTES_PER_CLIENT + 64) * (committee + cohort) + SEALED_SHARE_BYTES * cohort
+    return (
+        FIXED_BYTES
+        + (BYTES_PER_CLIENT + 2 * SUITE.public_key_bytes) * (committee + cohort)
+        + SEALED_SHARE_BYTES * cohort
+    )
 
 
 def sealed_digest(sealed: Sequence[bytes]) -> bytes:

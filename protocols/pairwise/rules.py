@@ -35,6 +35,7 @@ class Rules:
         self.roster = roster
         self.context = round_context(config, roster)
         self.suite = keys.SUITES[config.suite]
+        keys.check_available(self.suite)
         self.limit = message_limit(config.cohort, self.suite)
         self.bundles: dict[ClientId, KeyBundle] = {}
         self.graph: NeighbourGraph

@@ -23,10 +23,8 @@ from dataclasses import dataclass
 
 from ..errors import ClientId
 from ..primitives import keys
-from ..wire import SEALED_SHARES_BYTES
+from ..wire import COMMITMENT_BYTES, SEALED_SHARES_BYTES
 from .rules import Rules
-
-COMMITMENT_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)

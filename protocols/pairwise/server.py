@@ -27,6 +27,7 @@ from ..primitives import keys, packing, prg, shamir
 from ..roster import Roster, bundle_digest
 from ..session import SERVER_TRANSITIONS, AggregateReady, Event, PeerRejected, Phase, RoundConfig, SendMessage
 from ..wire import (
+    COMMITMENT_BYTES,
     AdvertiseKeys,
     ConsistencyCheck,
     KeyBundle,
@@ -44,7 +45,7 @@ from ..wire import (
     encode,
 )
 from .rules import Rules, key_parts
-from .sealed import COMMITMENT_BYTES, Sealed, open_half
+from .sealed import Sealed, open_half
 
 SEGMENT_BYTES = (
     2 * 1024 * 1024

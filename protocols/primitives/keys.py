@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cache
 from typing import NoReturn
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -77,6 +78,21 @@ class Suite:
 CLASSICAL = Suite(number=1, public_key_bytes=_X25519_BYTES, ciphertext_bytes=0)
 HYBRID = Suite(number=2, public_key_bytes=_X25519_BYTES + _ML_KEM_PUBLIC_BYTES, ciphertext_bytes=1088)
 SUITES = {suite.number: suite for suite in (CLASSICAL, HYBRID)}
+
+
+@cache
+def check_available(suite: Suite) -> None:
+    """Refuses a suite that this installation cannot compute: nobody falls back to another one silently.
+
+    Raises:
+        ValueError: the OpenSSL behind `cryptography` has no ML-KEM-768.
+    """
+    try:
+        AgreementKey(bytes(SECRET_KEY_BYTES), suite)
+    except UnsupportedAlgorithm:
+        raise ValueError(
+            f"suite {suite.number} needs ML-KEM-768, which this build of cryptography lacks: install a newer wheel"
+        ) from None
 
 
 class AgreementKey(Unprintable):

@@ -192,3 +192,15 @@ class ForkingServer:
                 found[name].add(holder)
         held_by_corrupt = {client for client in self.corrupt if owner in self.game.held[client]}
         return {name: holders | held_by_corrupt for name, holders in found.items()}
+
+
+def kept_by(error: BaseException | None) -> list[object]:
+    """Everything in the frames of an error, and of the errors that it remembers."""
+    found: list[object] = []
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            found += trace.tb_frame.f_locals.values()
+            trace = trace.tb_next
+        error = error.__context__
+    return found

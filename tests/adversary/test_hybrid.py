@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from protocols import (
     ClientId,
+    Identity,
     InconsistentViewError,
     MalformedMessageError,
+    PairwiseServer,
     PeerRejected,
     Phase,
     RemoteProtocolError,
+    Roster,
     TooFewClientsError,
 )
-from protocols.pairwise.sealed import COMMITMENT_BYTES, Sealed, open_shares
+from protocols.pairwise.sealed import Sealed, open_shares
 from protocols.primitives import keys
 from protocols.primitives.keys import CLASSICAL, HYBRID, SUITES, AgreementKey
 from protocols.wire import (
+    COMMITMENT_BYTES,
     SEALED_SHARES_BYTES,
     AdvertiseKeys,
     ConsistencyCheck,
@@ -36,6 +41,7 @@ from .hostile import (
     altered,
     assert_refused,
     ids,
+    kept_by,
     malicious_client,
     rewriting,
     signed_bundle,
@@ -197,18 +203,6 @@ class TestLiar:
         assert (game.result.vector == game.expected(game.result.survivors)).all()
 
 
-def kept_by(error: BaseException | None) -> list[object]:
-    """Everything in the frames of an error, and of the errors that it remembers."""
-    found: list[object] = []
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None:
-            found += trace.tb_frame.f_locals.values()
-            trace = trace.tb_next
-        error = error.__context__
-    return found
-
-
 class TestErasure:
     @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
     def test_an_error_remembers_no_key(self, place: int) -> None:
@@ -360,3 +354,20 @@ class TestSuites:
             with pytest.raises(MalformedMessageError, match=f"of suite {number} has"):
                 decode(encode(message, suite=HYBRID), type(message), suite=HYBRID, limit=10**6)
             assert decode(encode(message, suite=CLASSICAL), type(message), suite=CLASSICAL, limit=10**6) == message
+
+    def test_a_backend_without_ml_kem_is_refused_before_the_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At both ends, by name, and never by another suite."""
+
+        def lacking(_: bytes) -> None:
+            raise UnsupportedAlgorithm("no ML-KEM")
+
+        monkeypatch.setattr(keys.MLKEM768PrivateKey, "from_seed_bytes", lacking, raising=True)
+        keys.check_available.cache_clear()
+        try:
+            identities = {client: Identity.generate() for client in ids(1, 2, 3)}
+            roster = Roster({client: identity.public for client, identity in identities.items()})
+            with pytest.raises(ValueError, match="suite 2 needs ML-KEM-768"):
+                PairwiseServer(round_config(3), roster=roster)
+            PairwiseServer(round_config(3, suite=1), roster=roster)
+        finally:
+            keys.check_available.cache_clear()

@@ -31,9 +31,9 @@ STANDARD = {
     "hashlib", "itertools", "math", "os", "struct", "types", "typing",
 }  # fmt: skip
 CRYPTOGRAPHY = {
-    "InvalidSignature", "InvalidTag", "Ed25519PrivateKey", "Ed25519PublicKey", "MLKEM768PrivateKey",
-    "MLKEM768PublicKey", "X25519PrivateKey", "X25519PublicKey", "Cipher", "algorithms", "modes", "AESGCM", "SHA256",
-    "HKDF",
+    "InvalidSignature", "InvalidTag", "UnsupportedAlgorithm", "Ed25519PrivateKey", "Ed25519PublicKey",
+    "MLKEM768PrivateKey", "MLKEM768PublicKey", "X25519PrivateKey", "X25519PublicKey", "Cipher", "algorithms", "modes",
+    "AESGCM", "SHA256", "HKDF",
 }  # fmt: skip
 GENERATORS = {"random", "default_rng", "RandomState", "Generator", "PCG64", "MT19937", "SeedSequence", "seed_all"}
 

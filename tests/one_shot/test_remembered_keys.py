@@ -1,0 +1,51 @@
+"""A refusal that others can provoke remembers no key: a report of it must not open what was sealed to that party."""
+
+from __future__ import annotations
+
+from protocols import MalformedMessageError, RemoteProtocolError
+from protocols.primitives.keys import AgreementKey
+from tests.adversary.hostile import kept_by
+
+from .game import Game
+from .hostile import ONE, altered, ask, at_unmask, members_of, rebundled, resigned, rewriting
+
+
+def assert_no_key(error: BaseException, secret: bytes) -> None:
+    kept = kept_by(error)
+    assert len(kept) > 10, "the walk saw nothing"
+    assert not [one for one in kept if isinstance(one, bytes) and one == secret]
+    assert not [one for one in kept if isinstance(one, AgreementKey) and one.secret]
+
+
+def test_a_member_that_a_client_made_refuse() -> None:
+    """Its key opens its shares of all clients' masks."""
+    game, requests = at_unmask()
+    member = members_of(game)[0]
+    secrets = game.members[member]._secrets
+    assert secrets is not None
+    secret = secrets.key.secret
+    first, *rest = requests[member].contributions
+    bad = resigned(game, first, share=first.share[:-1] + bytes((first.share[-1] ^ 1,)))
+    assert ask(game, member, altered(requests[member], contributions=(bad, *rest))) is None
+    assert type(game.errors[member]) is RemoteProtocolError
+    assert secret
+    assert_no_key(game.errors[member], secret)
+
+
+def test_a_client_that_a_member_made_refuse() -> None:
+    game = Game()
+    member = members_of(game)[0]
+    secrets: list[bytes] = []
+
+    def change(shown):  # type: ignore[no-untyped-def]
+        live = game.clients[ONE]._secrets
+        assert live is not None
+        secrets.append(live.key.secret)
+        first, *rest = shown.bundles
+        return altered(shown, bundles=(rebundled(game, first, key=bytes(32)), *rest))
+
+    game.network = rewriting(change, to=ONE)
+    game.play()
+    assert type(game.errors[ONE]) is MalformedMessageError
+    assert f"the key of member {member}" in str(game.errors[ONE])
+    assert_no_key(game.errors[ONE], secrets[0])
