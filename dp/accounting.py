@@ -167,6 +167,20 @@ class SkellamEvent:
         return event
 
 
+def event_from_dict(data: Mapping[str, object]) -> SkellamEvent:
+    """The event of any kind that `to_dict` wrote: its key "event" names the kind.
+
+    Raises:
+        UnaccountableError: an unknown kind, or not what that kind writes.
+    """
+    kinds = {"skellam": SkellamEvent}
+    try:
+        kind = kinds[str(data["event"])]
+    except (KeyError, TypeError) as error:
+        raise UnaccountableError(f"no event of the kinds {sorted(kinds)}: {data!r}") from error
+    return kind.from_dict(data)
+
+
 def epsilon(events: Iterable[SkellamEvent] | Mapping[SkellamEvent, int], *, delta: float) -> float:
     """Epsilon of releasing all `events`, one after another, each with fresh noise.
 
