@@ -54,6 +54,8 @@ class PostgresStore:
         self.name = f"PostgreSQL database {settings.get('dbname', 'of the default name')!r}"
         with _storage_errors(self.name):
             self._connection = self._connect()
+            (schema,) = self._connection.execute("SELECT current_schema()").fetchone() or (None,)
+        self.name += f", schema {schema!r}"
 
     @classmethod
     def create(cls, address: str, first: Row) -> "PostgresStore":
@@ -68,7 +70,7 @@ class PostgresStore:
                     _append(store._connection, first)
             except LedgerError as error:
                 if isinstance(error.__cause__, psycopg.errors.DuplicateTable):
-                    raise LedgerError(f"{store.name} exists; a ledger is created once and then opened") from error
+                    raise LedgerError(f"{store.name}: exists; a ledger is created once and then opened") from error
                 raise
             on_error.pop_all()
         return store
