@@ -37,7 +37,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,7 +167,10 @@ class SkellamEvent:
         return event
 
 
-def event_from_dict(data: Mapping[str, object]) -> SkellamEvent:
+PrivacyEvent: TypeAlias = SkellamEvent  # of the kinds that a ledger may hold
+
+
+def event_from_dict(data: Mapping[str, object]) -> PrivacyEvent:
     """The event of any kind that `to_dict` wrote: its key "event" names the kind.
 
     Raises:

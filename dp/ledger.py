@@ -34,7 +34,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from .accounting import SkellamEvent
+from .accounting import PrivacyEvent
 from .errors import LedgerError
 from .ledger_chain import ADVICE, Chain, PrivacyBudget, Reservation, Row, amount_of
 from .ledger_sqlite import SqliteStore
@@ -78,7 +78,7 @@ class LedgerState:
     rounds_released: int
     head: str  # digest of the newest entry, hex
 
-    def rounds_left(self, event: SkellamEvent, *, committed: SkellamEvent | None = None) -> int:
+    def rounds_left(self, event: PrivacyEvent, *, committed: PrivacyEvent | None = None) -> int:
         """How many more releases fit, one after another, that reserve `event` and commit `committed` (or the same).
 
         Even when each commits little, the last one must still find room for its worst case.
@@ -147,7 +147,7 @@ class PrivacyLedger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def reserve(self, event: SkellamEvent, *, request_id: str) -> Reservation:
+    def reserve(self, event: PrivacyEvent, *, request_id: str) -> Reservation:
         """Counts the worst case of one release as spent, before anything is noised.
 
         Asking again for an unfinished request returns the same reservation, so that a caller may retry after a crash.
@@ -170,7 +170,7 @@ class PrivacyLedger:
                 append(row)
         return reservation
 
-    def commit(self, reservation: Reservation, event: SkellamEvent) -> None:
+    def commit(self, reservation: Reservation, event: PrivacyEvent) -> None:
         """Replaces the reserved worst case by what happened, at no more than it. Repeating it changes nothing.
 
         Raises:
@@ -243,11 +243,11 @@ class PrivacyLedger:
         self._store.check()
         return chain.heads[-1].hex()
 
-    def _amount(self, event: SkellamEvent) -> int:
+    def _amount(self, event: PrivacyEvent) -> int:
         """Cost of `event` at this ledger's order; computed outside the write lock."""
         return amount_of(event, self._replay(self._chain).budget.order)
 
-    def _finish(self, transition: str, reservation: Reservation, event: SkellamEvent, amount: int) -> None:
+    def _finish(self, transition: str, reservation: Reservation, event: PrivacyEvent, amount: int) -> None:
         """Writes the last transition of a request, unless it stands already."""
         with self._writing() as append:
             row = self._chain.finish(transition, reservation, event, amount=amount)

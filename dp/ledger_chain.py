@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from .accounting import ORDERS, SkellamEvent, epsilon, event_from_dict, rdp_budget
+from .accounting import ORDERS, PrivacyEvent, epsilon, event_from_dict, rdp_budget
 from .errors import BudgetExceededError, LedgerError, UnaccountableError
 
 SCHEMA_VERSION = 1
@@ -55,7 +55,7 @@ class Reservation:
     """A worst case that counts as spent: `event`, at `amount` (units of 1e-12), under the caller's `request_id`."""
 
     request_id: str
-    event: SkellamEvent
+    event: PrivacyEvent
     amount: int
 
 
@@ -72,7 +72,7 @@ class _Request(NamedTuple):
 
     reservation: Reservation
     transition: str
-    event: SkellamEvent
+    event: PrivacyEvent
     amount: int
 
 
@@ -89,7 +89,7 @@ class Chain:
         self.spent = 0
         self.requests: dict[str, _Request] = {}
         self.rounds: Counter[str] = Counter()
-        self.events: Counter[SkellamEvent] = Counter()
+        self.events: Counter[PrivacyEvent] = Counter()
         self._recompute = recompute
 
     # The next row.
@@ -99,7 +99,7 @@ class Chain:
         """The row that opens a ledger."""
         return cls()._next("create", budget=asdict(budget), amount=budget.filter_limit)
 
-    def reserve(self, event: SkellamEvent, *, amount: int, request_id: str) -> tuple[Reservation, Row | None]:
+    def reserve(self, event: PrivacyEvent, *, amount: int, request_id: str) -> tuple[Reservation, Row | None]:
         """A reservation and its row, which is None if it stands already.
 
         Raises:
@@ -123,7 +123,7 @@ class Chain:
         row = self._next("reserve", request_id=request_id, event=event.to_dict(), amount=amount)
         return Reservation(request_id=request_id, event=event, amount=amount), row
 
-    def finish(self, transition: str, reservation: Reservation, event: SkellamEvent, *, amount: int) -> Row | None:
+    def finish(self, transition: str, reservation: Reservation, event: PrivacyEvent, *, amount: int) -> Row | None:
         """The row of a request's last transition, "commit" or "release"; None if it stands already.
 
         Raises:
@@ -190,7 +190,7 @@ class Chain:
             raise LedgerError(f"entry {sequence} is not a valid entry ({error!r}); {ADVICE}") from error
         self.heads.append(digest)
 
-    def _apply(self, transition: str, request_id: str, event: SkellamEvent, amount: int) -> None:
+    def _apply(self, transition: str, request_id: str, event: PrivacyEvent, amount: int) -> None:
         """One transition of one request, under the rules of the writer."""
         before = self.requests.get(request_id)
         if (before and before.transition) != {"reserve": None, "commit": "reserve", "release": "reserve"}[transition]:
@@ -209,13 +209,13 @@ class Chain:
 
 
 @functools.lru_cache(maxsize=1024)
-def amount_of(event: SkellamEvent, order: int) -> int:
+def amount_of(event: PrivacyEvent, order: int) -> int:
     """Divergence of `event` at `order`, in units of 1e-12, rounded up: at least 1, as every curve is positive."""
     return math.ceil(Fraction(float(event.rdp()[ORDERS.index(order)])) * UNITS)
 
 
 @functools.lru_cache(maxsize=1024)
-def _read_event(document: str) -> SkellamEvent:
+def _read_event(document: str) -> PrivacyEvent:
     """The event of a canonical text; most rounds of a ledger share one."""
     return event_from_dict(json.loads(document))
 
