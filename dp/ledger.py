@@ -137,6 +137,11 @@ class PrivacyLedger:
         """
         return cls(_stores(location).open(os.fspath(location)))
 
+    @property
+    def name(self) -> str:
+        """Where the ledger is, in words that hold no password."""
+        return self._opened.name
+
     def close(self) -> None:
         """Closes file or connection. May be called twice."""
         self._opened.close()
