@@ -97,6 +97,10 @@ def _show(ledger: PrivacyLedger, options: argparse.Namespace) -> int:
     left = state.filter_limit - state.filter_spent
     burn_down = _burn_down(entries, limit=state.filter_limit)
     worst, recent = _worst_case(entries), _recent_round(entries)
+    rounds_left = {
+        "worst_case": None if worst is None else state.rounds_left(worst),
+        "recent": None if worst is None or recent is None else state.rounds_left(worst, committed=recent),
+    }
     facts = {
         "location": ledger.name,
         "unit": state.unit,
@@ -109,17 +113,13 @@ def _show(ledger: PrivacyLedger, options: argparse.Namespace) -> int:
             "reserved": state.rounds_reserved,
             "released": state.rounds_released,
         },
-        "rounds_left": {
-            "worst_case": None if worst is None else state.rounds_left(worst),
-            "recent": None if worst is None or recent is None else state.rounds_left(worst, committed=recent),
-        },
+        "rounds_left": rounds_left,
         "burn_down": burn_down,
         "head": state.head,
     }
     if options.json:
         print_json("ledger/show", facts)
         return DONE
-    rounds_left = facts["rounds_left"]
     rows = (
         ("protects", state.unit, f"epsilon {state.limit_epsilon:g} at delta {state.delta:g}"),
         ("spent", f"epsilon {state.epsilon:.4g}", "the smallest over all orders, for reading"),

@@ -159,6 +159,20 @@ def test_the_limit_itself_may_be_spent_and_not_one_unit_more(path: Path) -> None
         assert ledger.state().filter_spent == ledger.state().filter_limit
 
 
+@given(worst=st.integers(10**5, 10**7), share=st.fractions(min_value=Fraction(1, 20), max_value=1))
+@settings(max_examples=40, deadline=None)
+def test_rounds_left_are_those_that_fit(worst: int, share: Fraction) -> None:
+    reserved, committed = make_event(worst), make_event(max(1, int(worst * share)))
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        predicted = ledger.state().rounds_left(reserved, committed=committed)
+        done = 0
+        with contextlib.suppress(BudgetExceededError):
+            for done in itertools.count():
+                ledger.commit(ledger.reserve(reserved, request_id=f"{done}"), committed)
+        assert predicted == done
+        assert ledger.state().rounds_left(reserved, committed=committed) == 0
+
+
 def test_a_budget_at_the_best_order_of_a_plan_carries_the_plan() -> None:
     for event in (ROUND, make_event(10**6, sampling_rate=Fraction(1, 50))):
         order = best_order({event: 20}, 1e-5)

@@ -365,7 +365,7 @@ def test_what_does_not_fit_is_refused_and_not_recorded(location: str) -> None:
 
 
 def test_without_the_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "dp.ledger_postgres")
+    monkeypatch.delitem(sys.modules, "dp.ledger_postgres", raising=False)
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ImportError, match=r"needs psycopg: pip install 'secagg\[postgres\]'"):
         PrivacyLedger.open("postgresql:///anywhere")
