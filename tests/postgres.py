@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,7 +31,6 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         self._folder, self._numbers = folder, itertools.count()
         self._binaries = find_binaries(folder)
-        # The paths of sockets are short, and pytest's folders are closed to others than root.
         self._run("initdb", "--username=owner", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync").wait(
             PATIENCE_SECONDS
         )
@@ -38,15 +38,15 @@ class PostgresServer:
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
-        self._server = self._run(
-            "postgres", "-k", str(self._folder), "-c", "listen_addresses=", "-c", "recovery_init_sync_method=syncfs"
-        )
+        quick = ("-c", "recovery_init_sync_method=syncfs") if sys.platform == "linux" else ()
+        self._server = self._run("postgres", "-k", str(self._folder), "-c", "listen_addresses=", *quick)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 self.execute("SELECT 1")
             except psycopg.OperationalError:
                 if self._server.poll() is not None or time.monotonic() > deadline:
+                    self._server.kill()
                     raise RuntimeError((self._folder / "log").read_text()) from None
                 time.sleep(0.02)
             else:
@@ -110,6 +110,7 @@ def find_binaries(folder: Path) -> Path:
 @contextmanager
 def running_server() -> Iterator[PostgresServer]:
     """A server that is gone afterwards, whatever happens."""
+    # Not in a folder of pytest's: paths of sockets are short, and those folders are closed to others than root.
     with tempfile.TemporaryDirectory(prefix="pg") as name:
         folder = Path(name)
         folder.chmod(0o755)

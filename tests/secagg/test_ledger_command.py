@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 import sqlite3
 import sys
 from pathlib import Path
@@ -21,9 +22,9 @@ from secagg import (
     Simulation,
     ledger_command,
 )
-from secagg.cli import main
+from secagg.cli import _parser, main
 from tests.postgres import PostgresServer
-from tests.secagg.test_cli import SCHEMA, options, toml
+from tests.secagg.test_cli import ROOT, SCHEMA, options, toml
 
 CONFIG = AggregationConfig.cross_silo(
     like={"model": np.zeros(100, np.float32)}, clients=20, max_dropouts=5, max_colluders=2,
@@ -313,6 +314,13 @@ def test_a_plot_is_short_and_shows_first_and_last() -> None:
         chosen = ledger_command._spread(count, 20)
         assert (len(chosen), chosen[0], chosen[-1]) == (20, 0, count - 1)
         assert chosen == sorted(set(chosen))
+
+
+def test_the_commands_of_the_readme_are_commands() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("secagg ledger ")]
+    assert len(lines) == 5
+    for line in lines:
+        _parser().parse_args(shlex.split(line.partition(" > ")[0], comments=True)[1:])
 
 
 def test_postgres(postgres: PostgresServer, capsys: pytest.CaptureFixture[str]) -> None:
