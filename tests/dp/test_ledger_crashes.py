@@ -82,35 +82,36 @@ def new_location(request: pytest.FixtureRequest, tmp_path: Path) -> NewLocation:
     return lambda: str(Path(tempfile.mkdtemp(dir=tmp_path)) / "ledger.db")
 
 
-def test_eight_racing_processes_stop_exactly_at_the_limit(new_location: NewLocation) -> None:
-    event = make_event(5 * 10**4)
-    fitting = LIMIT // cost(event)
-    location = new_location()
-    with PrivacyLedger.create(location, budget=BUDGET) as ledger, contextlib.ExitStack() as stack:
-        racers = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", RACER, location, f"racer {number}", repr(event.to_dict())],
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
+class TestRaces:
+    def test_eight_processes_stop_exactly_at_the_limit(self, new_location: NewLocation) -> None:
+        event = make_event(5 * 10**4)
+        fitting = LIMIT // cost(event)
+        location = new_location()
+        with PrivacyLedger.create(location, budget=BUDGET) as ledger, contextlib.ExitStack() as stack:
+            racers = [
+                stack.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-c", RACER, location, f"racer {number}", repr(event.to_dict())],
+                        cwd=ROOT,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    )
                 )
-            )
-            for number in range(8)
-        ]
-        for racer in racers:
-            assert racer.stdout is not None
-            assert racer.stdout.readline() == "ready\n"
-        for racer in racers:
-            assert racer.stdin is not None
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        assert sum(int(racer.communicate()[0]) for racer in racers) == fitting
-        state = ledger.state()
-        assert state.filter_spent == fitting * cost(event) <= LIMIT < state.filter_spent + cost(event)
-        assert state.rounds_committed + state.rounds_reserved == fitting
-        ledger.verify()
+                for number in range(8)
+            ]
+            for racer in racers:
+                assert racer.stdout is not None
+                assert racer.stdout.readline() == "ready\n"
+            for racer in racers:
+                assert racer.stdin is not None
+                racer.stdin.write("go\n")
+                racer.stdin.flush()
+            assert sum(int(racer.communicate()[0]) for racer in racers) == fitting
+            state = ledger.state()
+            assert state.filter_spent == fitting * cost(event) <= LIMIT < state.filter_spent + cost(event)
+            assert state.rounds_committed + state.rounds_reserved == fitting
+            ledger.verify()
 
 
 class Writers:
