@@ -131,14 +131,19 @@ class PostgresStore:
         return self._connection
 
     def _check_table(self, database: psycopg.Connection) -> None:
-        query = "SELECT obj_description(to_regclass('secagg_ledger'), 'pg_class'), to_regclass('secagg_ledger') IS NULL"
+        # In the first schema alone: a ledger further along the path is another budget.
+        query = (
+            "SELECT obj_description(oid, 'pg_class') FROM pg_class"
+            " WHERE relname = 'secagg_ledger' AND relnamespace = current_schema()::regnamespace"
+        )
         with _storage_errors(self.name):
-            comment, missing = database.execute(query).fetchone() or ("", True)
-        if missing:
+            found = database.execute(query).fetchone()
+        if found is None:
             raise LedgerError(
                 f"no privacy ledger in {self.name}: {ADVICE}. Only data never released before gets a new one"
             )
-        if not (comment or "").startswith(_COMMENT):
+        comment = found[0] or ""
+        if not comment.startswith(_COMMENT):
             raise LedgerError(f"{self.name} is not a privacy ledger (comment {comment!r}): {ADVICE}")
         version = comment.removeprefix(_COMMENT)
         if version != str(SCHEMA_VERSION):

@@ -137,7 +137,7 @@ LEDGER_FAULTS = tuple(
         (
             "any table is a ledger",
             "dp/ledger_postgres.py",
-            'if not (comment or "").startswith(_COMMENT):',
+            "if not comment.startswith(_COMMENT):",
             "if False:",
             (POSTGRES,),
         ),

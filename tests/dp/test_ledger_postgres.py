@@ -74,6 +74,11 @@ def test_each_schema_keeps_its_own(postgres: PostgresServer) -> None:
     fill(one)
     with PrivacyLedger.create(other, budget=BUDGET) as ledger:
         assert ledger.state().filter_spent == 0
+    first, second, empty = (place.rpartition("%3D")[2] for place in (one, other, postgres.new_schema()))
+    with PrivacyLedger.open(postgres.address(search_path=f"{second},{first}")) as ledger:
+        assert ledger.state().filter_spent == 0
+    with pytest.raises(LedgerError, match=f"no privacy ledger in .*'{empty}'"):
+        PrivacyLedger.open(postgres.address(search_path=f"{empty},{first}"))
 
 
 def test_what_is_no_ledger_is_refused_and_left_alone(postgres: PostgresServer, location: str) -> None:
