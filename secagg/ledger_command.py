@@ -88,7 +88,8 @@ def _init(options: argparse.Namespace) -> int:
     if options.json:
         print_json("ledger/init", facts)
     else:
-        show_table(("fact", "value"), [(name, str(value)) for name, value in facts.items()])
+        show_table(("fact", "value"), [(name, str(value)) for name, value in facts.items() if name != "head"])
+        _show_head(state.head)
     return DONE
 
 
@@ -129,13 +130,13 @@ def _show(ledger: PrivacyLedger, options: argparse.Namespace) -> int:
         ("released", str(state.rounds_released), "rounds given back, at no cost"),
         ("rounds left", _or_none(rounds_left["worst_case"]), "if all cost the worst case reserved last"),
         ("rounds left", _or_none(rounds_left["recent"]), f"if all cost the median of the last {RECENT_ROUNDS} rounds"),
-        ("head", state.head, "pin it on another machine, for `secagg ledger verify --head`"),
     )
     show_table(("fact", "value", "note"), rows)
     if burn_down:
         print("left after each round")
         width = len(str(len(burn_down)))
         show_bars([(f"{number + 1:>{width}}", burn_down[number]) for number in _spread(len(burn_down), PLOT_LINES)])
+    _show_head(state.head)
     return DONE
 
 
@@ -241,6 +242,11 @@ def _spread(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return [round(step * (count - 1) / (most - 1)) for step in range(most)]
+
+
+def _show_head(head: str) -> None:
+    """In a line of its own, to be copied."""
+    print(f"head {head}\nkeep it on another machine, for `secagg ledger verify --head`")
 
 
 def _or_none(value: int | None) -> str:

@@ -186,7 +186,11 @@ class TestShow:
         out, err = capsys.readouterr()
         assert err == ""
         assert "\x1b" not in out
-        assert f"1  {left[0]:7.2%}" in out.splitlines()[-1]
+        *_, plotted, head, advice = out.splitlines()
+        assert plotted == f"1  {left[0]:7.2%}"
+        with PrivacyLedger.open(path) as ledger:
+            assert head == f"head {ledger.head}"
+        assert "verify --head" in advice
 
     def test_bars_on_a_terminal(
         self, path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -194,7 +198,7 @@ class TestShow:
         left = fill(path, 20)
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         assert main(["ledger", "show", path]) == 0
-        last = capsys.readouterr().out.splitlines()[-1]
+        last = capsys.readouterr().out.splitlines()[-3]
         assert f"{left[0]:.2%}" in last
         assert "━" in last or "-" in last
 
