@@ -159,8 +159,8 @@ def test_the_limit_itself_may_be_spent_and_not_one_unit_more(path: Path) -> None
         assert ledger.state().filter_spent == ledger.state().filter_limit
 
 
-@given(worst=st.integers(10**5, 10**7), share=st.fractions(min_value=Fraction(1, 20), max_value=1))
-@settings(max_examples=40, deadline=None)
+@given(worst=st.integers(10**6, 10**7), share=st.fractions(min_value=Fraction(1, 5), max_value=1))
+@settings(max_examples=25, deadline=None)
 def test_rounds_left_are_those_that_fit(worst: int, share: Fraction) -> None:
     reserved, committed = make_event(worst), make_event(max(1, int(worst * share)))
     with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
