@@ -558,6 +558,7 @@ def drop_field(name: str) -> Callable[[dict[str, Any]], None]:
         (3, set_fields(transition="create"), "KeyError"),
         (3, set_fields(request_id=["a list"]), "TypeError"),
         (5, set_fields(event=None), "UnaccountableError"),
+        (5, lambda fields: fields["event"].update(event="of a kind to come"), "UnaccountableError"),
         (5, lambda fields: fields["event"].update(variance="1/0"), "UnaccountableError"),
         (6, drop_field("amount"), "KeyError"),
         (6, set_fields(amount="1"), "TypeError"),
