@@ -27,9 +27,9 @@ def write_audit_report(
         Section(
             title="What was tested",
             text="One canary, with its whole norm on one coordinate, was there or not by the toss of a coin, in "
-            f"{report.trials} trials. All clients encoded and noised as they always do, trials were masked together "
-            "and summed by real rounds with the fewest survivors that are accepted, and the shares of colluders were taken "
-            "off. The attacker sees what is left.",
+            f"{report.trials} trials. All clients encoded and noised as they always do; trials were masked together "
+            "and summed by real rounds with the fewest survivors that are accepted, and the shares of colluders were "
+            "taken off. The attacker sees what is left.",
             table=Table(
                 header=("check", "outcome", "measured", "limit", "what"),
                 rows=[
@@ -41,9 +41,9 @@ def write_audit_report(
         Section(
             title="Lower bounds on epsilon",
             text=f"All bounds hold together with {report.bounds.confidence:.0%} confidence; every further estimator "
-            "and threshold was paid for. The first two need no independence between canaries. The last rung is the claim "
-            "for one round, without amplification, at delta "
-            f"{report.bounds.delta:g}. The attacker's area under the ROC curve is {report.bounds.auroc:.3f}.",
+            "and threshold was paid for. The first two need no independence between canaries. The last row is the "
+            f"claim for one round, without amplification, at delta {report.bounds.delta:g}. The attacker's area under "
+            f"the ROC curve is {report.bounds.auroc:.3f}.",
             table=Table(
                 header=("estimator", "epsilon"),
                 rows=[*((name, bound) for name, bound in report.bounds.bounds.items()), ("claimed", report.claimed)],
