@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import finite
-from .report import Chart, Section, Series, Table, write_report
+from .report import Bar, Bars, Marked, Section, Table, write_report
 
 if TYPE_CHECKING:
     from .audit import AuditReport
@@ -21,6 +21,9 @@ def write_audit_report(
     """Writes report.html and report.json into the folder; returns the page's path."""
     from .audit_command import verdict
 
+    def outcome(good: str, bad: str, is_good: bool) -> Marked:
+        return Marked(good, "safe") if is_good else Marked(bad, "leak")
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(finite(facts), indent=2) + "\n")
     sections = [
@@ -33,7 +36,7 @@ def write_audit_report(
             table=Table(
                 header=("check", "outcome", "measured", "limit", "what"),
                 rows=[
-                    (check.name, "passed" if check.passed else "FAILED", check.measured, check.limit, check.reason)
+                    (check.name, outcome("passed", "FAILED", check.passed), check.measured, check.limit, check.reason)
                     for check in report.checks
                 ],
             ),
@@ -57,26 +60,37 @@ def write_audit_report(
                 text="Privacy bugs that implementations have had, one at a time in place of the client's path. Each "
                 "must fail the check that it names; an audit that missed one would say little about what it passes.",
                 charts=[
-                    Chart(
-                        title="lower bound on epsilon, in the order of the table (1 is the code as it is)",
-                        x_label="row",
-                        series=[
-                            Series(
-                                name="measured",
-                                values=[report.bounds.epsilon, *(one.report.bounds.epsilon for one in caught)],
-                            ),
-                            Series(name="claimed", values=[report.claimed] * (1 + len(caught))),
+                    Bars(
+                        title="what the canaries prove of epsilon, against the claim",
+                        x_label="epsilon, at least",
+                        bars=[
+                            Bar(
+                                label=name,
+                                value=audited.bounds.epsilon,
+                                limit=audited.claimed,
+                                tone="leak" if audited.bounds.epsilon > audited.claimed else "safe",
+                            )
+                            for name, audited in (
+                                ("the code as it is", report),
+                                *((one.defect.name, one.report) for one in caught),
+                            )
                         ],
                     )
                 ],
                 table=Table(
                     header=("path", "outcome", "must fail", "failed", "epsilon at least"),
                     rows=[
-                        ("the code as it is", "passed" if report.passed else "FAILED", "", "", report.bounds.epsilon),
+                        (
+                            "the code as it is",
+                            outcome("passed", "FAILED", report.passed),
+                            "",
+                            "",
+                            report.bounds.epsilon,
+                        ),
                         *(
                             (
                                 one.defect.name,
-                                "found" if one.found else "MISSED",
+                                outcome("found", "MISSED", one.found),
                                 one.defect.detector,
                                 ", ".join(one.failed),
                                 one.report.bounds.epsilon,
