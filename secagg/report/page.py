@@ -184,7 +184,7 @@ PAGE = """\
 {% if row.mark is not none %}
 <path class="mark" d="M{{ row.mark }} {{ row.top + 12 }}v{{ drawing.bar_height + 6 }}"/>
 {% endif %}
-<text x="{{ drawing.left + row.width + 5 }}" y="{{ row.top + 25 }}">{{ row.value }}</text>
+<text x="{{ drawing.width }}" y="{{ row.top + 25 }}" text-anchor="end">{{ row.value }}</text>
 </g>
 {% endfor %}
 {% endif %}
