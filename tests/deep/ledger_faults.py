@@ -56,7 +56,7 @@ LEDGER_FAULTS = tuple(
         ("an emptied ledger is fresh", "dp/ledger_chain.py", "if len(self.heads) == 1:", "if False:", (RULES,)),
         (
             "more than was reserved is committed",
-            "dp/ledger.py",
+            "dp/ledger_chain.py",
             "if amount > reservation.amount:",
             "if False:",
             (RULES,),
