@@ -144,8 +144,8 @@ LEDGER_FAULTS = tuple(
         (
             "passwords are repeated",
             "dp/ledger_postgres.py",
-            'postgresql://user@host:port/database") from None',
-            '{address}") from None',
+            '"the address is no PostgreSQL URI: postgresql://user@host:port/database"',
+            'f"the address is no PostgreSQL URI: {address}"',
             (POSTGRES,),
         ),
         (
