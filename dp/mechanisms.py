@@ -166,7 +166,7 @@ class NoisedIntegers:
 
     vector: Int64Vector
     mechanism: DistributedSkellam
-    seed: bytes
+    seed: bytes = b""
     seal: InitVar[object]
     _taken: bool = field(default=False, init=False)
 
@@ -239,8 +239,9 @@ def calibrate(
                 middle = (low + high) // 2
                 low, high = (middle, high) if within_budget(middle, stddev) else (low, middle)
             return release(low, stddev)
+    rule = "8 sqrt(dimension) = " if least is None else ""
     raise CapacityError(
-        f"int_bound must be >= {'8 sqrt(dimension) = ' if least is None else ''}{needed}, and no such bound keeps epsilon {unit.epsilon} over "
+        f"int_bound must be >= {rule}{needed}, and no such bound keeps epsilon {unit.epsilon} over "
         f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
         "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )

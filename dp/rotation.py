@@ -61,7 +61,7 @@ class Rotation:
         self._signs: list[FloatVector] = []
         for _ in self._windows:
             bits = np.unpackbits(np.frombuffer(keystream.update(bytes(-(-window // 8))), dtype=np.uint8), count=window)
-            self._signs.append(1.0 - 2.0 * bits)
+            self._signs.append(1.0 - 2.0 * bits.astype(np.float64))
 
     def apply(self, vector: FloatVector) -> FloatVector:
         """The rotated vector, a new float64[d] of the same norm up to float rounding.

@@ -193,6 +193,8 @@ def finite(value: Any) -> Any:
 
 def readable(value: object) -> str:
     """A number for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

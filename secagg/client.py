@@ -79,6 +79,7 @@ class Client:
         self._history = history
         self._rand = rand
         self._session: PairwiseClient | None = None
+        self._seed = b""
         self._reservation: Reservation | None = None
         self._contributed = False
 
@@ -123,6 +124,7 @@ class Client:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(message.round_id))
         self._session = session
+        self._seed = self.config.round_seed(round_id=message.round_id, model=message.model)
         return self._run(session.start)
 
     def receive(self, data: bytes) -> list[Event]:
@@ -151,7 +153,7 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random())
+        return prepare(update, self.config, rand=secure_random(), seed=self._seed)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""

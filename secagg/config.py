@@ -34,9 +34,9 @@ from dp import (
     best_order,
     calibrate,
     ladder,
-    required_bits,
 )
-from dp.encoding import MAX_INT_BOUND, least_int_bound
+from dp.encoding import coarsest_int_bound, least_int_bound
+from dp.rotation import Rotation
 from protocols import ClientPolicy, RoundConfig, required_threshold
 from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
@@ -44,6 +44,7 @@ from protocols.session import MAX_COHORT
 
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
+from .ring import Ring
 
 MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a sparse one
 UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
@@ -72,6 +73,8 @@ class AggregationConfig:
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
         threshold: derived: holders that must answer to reconstruct a secret.
         mechanism: derived: the calibrated noise; None without privacy.
+        rotation: derived: whether updates are rotated at random before they are rounded, because no lane of
+            `modulus_bits` could hold them otherwise.
 
     Raises:
         ValueError: a number is out of its range, or numbers contradict each other; says which.
@@ -89,6 +92,7 @@ class AggregationConfig:
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
     mechanism: DistributedSkellam | None = field(init=False)
+    rotation: bool = field(init=False)
     _digest: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,13 +125,14 @@ class AggregationConfig:
 
     def _derive_noise(self) -> None:
         mechanism = None
+        object.__setattr__(self, "rotation", False)
         if not isinstance(self.privacy, NoPrivacy):
             if self.clients == 2:
                 raise ValueError("between two clients nothing is hidden: distributed noise needs at least 3")
             fit = partial(
                 calibrate,
                 self.privacy,
-                dimension=self.layout.length,
+                dimension=self.length,
                 clients=self.clients,
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
@@ -140,24 +145,27 @@ class AggregationConfig:
                 try:
                     mechanism = fit(share_stddevs=(coarser,))
                 except CapacityError:
-                    break  # a step that coarse is too coarse for the model; the refusal below names the bits
+                    break  # a step that coarse is too coarse for the model: only a rotation helps
                 object.__setattr__(self, "mechanism", mechanism)
         object.__setattr__(self, "mechanism", mechanism)
         if mechanism is not None and self.modulus_bits not in NATIVE_BITS:
             raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
         if mechanism is not None and self.modulus_bits < self.needed_bits:
-            raise CapacityError(
-                f"{self.modulus_bits} bits cannot hold the sum: {self.needed_bits} are needed for "
-                f"{self._units_in_sum()} units of integer norm {mechanism.int_bound} with noise at 7.5 stddevs"
-            )
-        least = least_int_bound(self.layout.length)
-        if mechanism is None and self._room(self.modulus_bits) < least:
-            enough = [bits for bits in LANE_BITS if self._room(bits) >= least]
-            advice = f"{enough[0]} bits are needed" if enough else "train fewer parameters or ask fewer clients"
-            raise CapacityError(
-                f"{self.modulus_bits} bits cannot hold {self.layout.length} coordinates of {self.clients} clients: "
-                + advice
-            )
+            ratio = mechanism.int_bound / math.sqrt(mechanism.share_variance)
+            share = self._ring().rotated_share(ratio=ratio)
+            rotated = fit(share_stddevs=(share,), least=coarsest_int_bound(self.length))
+            object.__setattr__(self, "mechanism", rotated)
+            object.__setattr__(self, "rotation", True)
+        if mechanism is None and self._ring().room < least_int_bound(self.length):
+            object.__setattr__(self, "rotation", True)
+            least = coarsest_int_bound(self.length)
+            if self._ring().rotated_bound() < least:
+                enough = [bits for bits in LANE_BITS if self._ring(bits).rotated_bound() >= least]
+                advice = f"{enough[0]} bits are needed" if enough else "train fewer parameters or ask fewer clients"
+                raise CapacityError(
+                    f"{self.modulus_bits} bits cannot hold {self.length} coordinates of {self.clients} clients: "
+                    + advice
+                )
 
     @classmethod
     def cross_silo(
@@ -229,6 +237,11 @@ class AggregationConfig:
     # Derived numbers.
 
     @property
+    def length(self) -> int:
+        """Coordinates of the masked vector."""
+        return self.layout.length
+
+    @property
     def min_survivors(self) -> int:
         """The smallest group whose sum is ever revealed."""
         return self.clients - self.max_dropouts
@@ -238,23 +251,39 @@ class AggregationConfig:
         """Floats to integers: with privacy at the calibrated bound, else as fine as the ring allows."""
         if self.mechanism is not None:
             return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self.mechanism.int_bound)
-        return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self._room(self.modulus_bits))
+        ring = self._ring()
+        bound = ring.rotated_bound() if self.rotation else ring.room
+        return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=bound)
 
     @property
     def offset(self) -> int:
         """What is added to each coordinate before it enters a lane: lanes that share a word must not go below zero."""
-        return 0 if self.modulus_bits in NATIVE_BITS else self.encoder.int_bound
+        return self._ring().offset
+
+    @property
+    def half_range(self) -> int:
+        """The magnitude that no coordinate of a full sum may reach."""
+        return self._ring().half_range
 
     @property
     def needed_bits(self) -> int:
-        """The smallest ring in which the signal cannot wrap, noise at 7.5 standard deviations included."""
-        stddev = math.sqrt(self.clients * self.mechanism.share_variance) if self.mechanism is not None else 0.0
-        return required_bits(units=self._units_in_sum(), int_bound=self.encoder.int_bound, stddev=stddev)
+        """The smallest ring that holds the sum: without a rotation the signal never wraps, noise at 7.5 stddevs."""
+        return self._ring().needed_bits(**self._loads())
+
+    @property
+    def wrap_probability(self) -> float:
+        """Bound on the chance that one coordinate of one round's sum wraps."""
+        return self._ring().wrap_probability(**self._loads())
+
+    @property
+    def expected_wraps(self) -> float:
+        """Bound on the expected number of coordinates per round that wrap: it costs accuracy, never privacy."""
+        return self.length * self.wrap_probability
 
     @property
     def upload_bytes(self) -> int:
         """Size of one masked vector; the other messages of a client are a few kilobytes."""
-        return packed_bytes(self.layout.length, self.modulus_bits)
+        return packed_bytes(self.length, self.modulus_bits)
 
     def policy(self) -> ClientPolicy:
         """The floors that a client of this configuration enforces."""
@@ -308,11 +337,27 @@ class AggregationConfig:
             min_survivors=self.min_survivors,
             degree=self.degree,
             corrupt_holders=self.corrupt_holders,
-            length=self.layout.length,
+            length=self.length,
             modulus_bits=self.modulus_bits,
             model=model,
             binding=self._digest,
         )
+
+    def round_seed(self, *, round_id: bytes, model: bytes) -> bytes:
+        """The public seed of a round's rotation, the same at all parties of one round on one model."""
+        return sha256(b"secagg/v1/round-seed" + round_id + model + self._digest).digest()
+
+    def rotation_of(self, seed: bytes) -> Rotation | None:
+        """The rotation of the round with this public seed; None if this configuration has none.
+
+        Raises:
+            ValueError: the configuration rotates, and the seed is empty.
+        """
+        if not self.rotation:
+            return None
+        if not seed:
+            raise ValueError("this configuration rotates updates: the round's public seed is needed (round_seed)")
+        return Rotation(self.length, seed=seed)
 
     # As text.
 
@@ -335,6 +380,7 @@ class AggregationConfig:
             "privacy": {"unit": self.privacy.unit, **_plain_numbers(asdict(self.privacy))},
             "application": self.application,
             "int_bound": self.encoder.int_bound,
+            "rotation": self.rotation,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
 
@@ -365,9 +411,19 @@ class AggregationConfig:
         """Every derived number with its reason, in reading order."""
         return explain(self)
 
-    def _room(self, bits: int) -> int:
-        """The largest integer norm, without noise, at which lanes of `bits` hold all clients' sum, of either sign."""
-        return min(int(2**bits - 1) // (2 * self.clients), MAX_INT_BOUND)
+    def _ring(self, bits: int | None = None) -> Ring:
+        """The lanes of this configuration, or of the same one with other bits."""
+        return Ring(
+            modulus_bits=self.modulus_bits if bits is None else bits,
+            length=self.length,
+            clients=self.clients,
+            units=self._units_in_sum(),
+        )
+
+    def _loads(self) -> dict[str, Any]:
+        """What the lanes have to hold."""
+        variance = 0.0 if self.mechanism is None else float(self.clients * self.mechanism.share_variance)
+        return {"int_bound": self.encoder.int_bound, "variance": variance, "rotated": self.rotation}
 
     def _units_in_sum(self) -> int:
         """How many clipped units a sum holds: clients, or a generous bound on sampled records."""

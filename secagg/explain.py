@@ -33,6 +33,7 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
     complete = config.degree == config.clients - 1
     holders = config.degree + 1
     kind = "native" if config.modulus_bits in NATIVE_BITS else "packed"
+    kept = config.encoder.first_clip(config.length) / config.encoder.clip_norm
     return [
         Explanation(
             name="degree",
@@ -61,8 +62,31 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
         Explanation(
             name="modulus_bits",
             value=config.modulus_bits,
-            reason=f"{kind} lanes; {config.needed_bits} bits would do for the largest sum"
-            + (" with noise at 7.5 standard deviations: the signal never wraps" if config.mechanism else ""),
+            reason=f"{kind} lanes; {config.needed_bits} bits would do for "
+            + (
+                "a rotated sum, whose coordinates are all alike"
+                if config.rotation
+                else "the largest sum"
+                + (" with noise at 7.5 standard deviations: the signal never wraps" if config.mechanism else "")
+            ),
+        ),
+        Explanation(
+            name="rotation",
+            value=config.rotation,
+            reason="updates are rotated at random before rounding, by a public seed of each round: "
+            f"{config.modulus_bits} bits could not hold one coordinate with all the weight"
+            if config.rotation
+            else f"not needed: {config.modulus_bits} bits hold the sum even if one coordinate carries all the weight",
+        ),
+        Explanation(
+            name="wrap_probability",
+            value=config.wrap_probability,
+            reason="bound for one coordinate in one round; a wrap costs accuracy, never privacy",
+        ),
+        Explanation(
+            name="expected_wraps",
+            value=config.expected_wraps,
+            reason=f"bound on the coordinates of one round that wrap, of {config.length}",
         ),
         Explanation(
             name="int_bound",
@@ -72,7 +96,8 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
                 "the largest that keeps the budget"
                 if config.mechanism
                 else "as fine as the ring allows for all clients"
-            ),
+            )
+            + f"; rounding needs room, so units beyond {kept:.1%} of clip_norm are shortened to that",
         ),
     ]
 

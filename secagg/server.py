@@ -42,7 +42,7 @@ from protocols.wire import SERVER, Invitation, encode
 from .client import agreed_ledger, request_id
 from .config import AggregationConfig
 from .layout import Arrays
-from .pipeline import finish
+from .pipeline import finish, near_limit
 from .statement import statement, statement_dict
 
 
@@ -52,7 +52,9 @@ class AggregationResult:
 
     Attributes:
         mean: the named arrays of the survivors' mean (noised, if the configuration says so).
-        total: int64[length], the integer sum it was decoded from.
+        total: int64[length], the integer sum it was decoded from; rotated, if `config.rotation`.
+        near_limit: coordinates of `total` beyond three quarters of the ring's range. A few mean nothing; many warn that
+            sums wrap, which nothing else shows: then take more bits or fewer units.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
             that were verified. Infinity without privacy.
@@ -63,6 +65,7 @@ class AggregationResult:
 
     mean: dict[str, NDArray[np.floating]]
     total: Int64Vector
+    near_limit: int
     survivors: frozenset[ClientId]
     epsilon: float
     ladder: EpsilonLadder | None
@@ -77,6 +80,7 @@ class AggregationResult:
         """The statement and the round's facts in plain types (epsilon may be infinite); without the vectors."""
         return {
             "survivors": sorted(self.survivors),
+            "near_limit": self.near_limit,
             "dropouts": self.config.clients - len(self.survivors),
             "epsilon": self.epsilon,
             "ladder": None if self.ladder is None else self.ladder.to_dict(),
@@ -117,6 +121,7 @@ class Server:
         self.ledger = agreed_ledger(ledger, config)
         self._map = map or threaded_map
         self._session: PairwiseServer | None = None
+        self._seed = b""
         self._reservation: Reservation | None = None
         self._unmasking = False
 
@@ -148,6 +153,7 @@ class Server:
         if self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(round_id))
+        self._seed = self.config.round_seed(round_id=round_id, model=round_config.model)
         self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
         context = round_context(round_config, self._roster)
         invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
@@ -189,7 +195,7 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        total, mean = finish(ready.vector, config, survivors=survivors)
+        total, mean = finish(ready.vector, config, survivors=survivors, seed=self._seed)
         spent, rungs = math.inf, None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
@@ -202,6 +208,7 @@ class Server:
         return AggregationResult(
             mean=mean,
             total=total,
+            near_limit=near_limit(total, config),
             survivors=ready.survivors,
             epsilon=spent,
             ladder=rungs,

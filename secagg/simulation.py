@@ -20,7 +20,7 @@ from .client import Client
 from .config import AggregationConfig
 from .history import MemoryHistory
 from .layout import Arrays
-from .pipeline import Update, finish
+from .pipeline import Update, lift
 from .server import AggregationResult, Server
 
 # The message after which a client falls silent, by the phase in which the server would have needed the next one.
@@ -132,7 +132,7 @@ class Simulation:
                     + ", ".join(phase.value for phase in SERVER_PHASES)
                 )
         server = self._server
-        plain_sum = np.zeros(self.config.layout.length, dtype=np.uint32)
+        plain_sum = np.zeros(self.config.length, dtype=np.uint32)
 
         def deliver(client: ClientId, call: Callable[[], list[Event]]) -> None:
             """Runs one call of a client, and what follows from it, until the client falls silent."""
@@ -180,7 +180,7 @@ class Simulation:
 
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
-        plain, _ = finish(
+        plain = lift(
             plain_sum & np.uint32(2**self.config.modulus_bits - 1), self.config, survivors=len(result.survivors)
         )
         if not np.array_equal(plain, result.total):
