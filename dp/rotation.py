@@ -29,6 +29,9 @@ from .samplers import FloatVector
 
 LABEL = b"secagg/v1/rotation"
 _RADIX = 5  # bits of a butterfly: products with 32 x 32 matrices are bound by memory, no longer by instructions
+_TILE = (
+    256  # columns of one product: it stays in cache, and is too small for BLAS to wake its threads, which costs more
+)
 
 
 def spread(length: int) -> int:
@@ -101,11 +104,13 @@ def _hadamard(vector: FloatVector) -> FloatVector:
     current, spare, left = vector.copy(), np.empty_like(vector), 1
     while bits:
         step = min(bits, _RADIX)
-        shape = (left, 1 << step, size // left >> step)
-        if shape[2] == 1:
-            np.matmul(current.reshape(shape[:2]), _matrix(step), out=spare.reshape(shape[:2]))
+        rows, right = 1 << step, size // left >> step
+        if right == 1:
+            narrow = (-1, min(left, _TILE), rows)
+            np.matmul(current.reshape(narrow), _matrix(step), out=spare.reshape(narrow))
         else:
-            np.matmul(_matrix(step), current.reshape(shape), out=spare.reshape(shape))
+            wide = (left, rows, -1, min(right, _TILE))
+            np.matmul(_matrix(step), current.reshape(wide).swapaxes(1, 2), out=spare.reshape(wide).swapaxes(1, 2))
         current, spare, left, bits = spare, current, left << step, bits - step
     return current
 

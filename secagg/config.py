@@ -137,7 +137,7 @@ class AggregationConfig:
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
             )
-            mechanism = fit()
+            mechanism = finest = fit()
             object.__setattr__(self, "mechanism", mechanism)
             for coarser in COARSER_STDDEVS:
                 if self.needed_bits <= self.modulus_bits or self.modulus_bits not in NATIVE_BITS:
@@ -151,8 +151,8 @@ class AggregationConfig:
         if mechanism is not None and self.modulus_bits not in NATIVE_BITS:
             raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
         if mechanism is not None and self.modulus_bits < self.needed_bits:
-            ratio = mechanism.int_bound / math.sqrt(mechanism.share_variance)
-            share = self._ring().rotated_share(ratio=ratio)
+            # No coarser steps allow a larger ratio: noise that is less fine costs more for the same variance.
+            share = self._ring().rotated_share(int_bound=finest.int_bound + 1, share_variance=finest.share_variance)
             rotated = fit(share_stddevs=(share,), least=coarsest_int_bound(self.length))
             object.__setattr__(self, "mechanism", rotated)
             object.__setattr__(self, "rotation", True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from dp import CapacityError, required_bits
 from dp.encoding import MAX_INT_BOUND, coarsest_int_bound
@@ -62,22 +63,24 @@ class Ring:
         limit, units = (float(self.half_range), self.units) if self.native else (float(self.offset), 1)
         return min(int(self._scale(limit, units=units, clip_norm=1.0, noise_stddev=0.0)), MAX_INT_BOUND)
 
-    def rotated_share(self, *, ratio: float) -> int:
+    def rotated_share(self, *, int_bound: int, share_variance: Fraction) -> int:
         """The largest standard deviation of a client's noise share at which the sum of rotated, noised units fits.
 
         Norm bound and share grow together with the fineness of the steps; what the budget fixes is their ratio.
 
         Args:
-            ratio: int_bound over the share's standard deviation.
+            int_bound: norm bound at some finer steps.
+            share_variance: variance of the share there. No larger one is returned.
 
         Raises:
             CapacityError: the steps would be too coarse for the vector; names the bits needed.
         """
+        finest = math.sqrt(share_variance)
+        ratio = int_bound / finest
 
         def share(bits: int) -> int:
-            return int(
-                self._scale(2.0 ** (bits - 1), units=self.units, clip_norm=ratio, noise_stddev=math.sqrt(self.clients))
-            )
+            limit, noise = 2.0 ** (bits - 1), math.sqrt(self.clients)
+            return int(min(finest, self._scale(limit, units=self.units, clip_norm=ratio, noise_stddev=noise)))
 
         least = coarsest_int_bound(self.length)
         if ratio * share(self.modulus_bits) < least:

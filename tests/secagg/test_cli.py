@@ -143,7 +143,7 @@ class TestWrongUse:
             ({"max_dropouts": 19}, "max_dropouts up to"),
             ({"max_dropouts": -1}, "max_dropouts must be"),
             ({"max_colluders": -1}, "max_colluders must be"),
-            ({"modulus_bits": 16, "dimension": 100_000}, "16 bits cannot hold the sum: 19 are needed"),
+            ({"modulus_bits": 16, "dimension": 10**7}, "16 bits cannot hold the sum: 17 are needed"),
             ({"modulus_bits": 20}, "modulus_bits must be one of"),
             ({"epsilon": "nan"}, "epsilon must be finite"),
             ({"epsilon": "inf"}, "epsilon must be finite"),
