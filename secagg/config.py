@@ -14,16 +14,17 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from copy import copy
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from dp import (
+    AdaptiveClipping,
     CapacityError,
-    ClientLevel,
     DistributedSkellam,
     EpsilonLadder,
     IntegerEncoder,
@@ -44,14 +45,12 @@ from protocols.session import MAX_COHORT
 
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
+from .privacy import UNITS, plain_numbers, privacy_unit
 from .ring import Ring
 
 MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a sparse one
-UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
-    "client": ClientLevel,
-    "record": RecordLevel,
-    "none": NoPrivacy,
-}
+COUNT_STDDEV = 0.05  # of the noised fraction of unclipped updates: what Andrew et al. recommend, where it costs little
+LARGEST_INDICATOR = 0.25  # of int_bound: at most 3 % of the update's norm is given for it
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
 MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
@@ -73,6 +72,7 @@ class AggregationConfig:
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
         threshold: derived: holders that must answer to reconstruct a secret.
         mechanism: derived: the calibrated noise; None without privacy.
+        clip_norm: derived: L2 bound of one unit in this round; with `AdaptiveClipping` each round has its own.
         rotation: derived: whether updates are rotated at random before they are rounded, because no lane of
             `modulus_bits` could hold them otherwise.
 
@@ -92,6 +92,7 @@ class AggregationConfig:
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
     mechanism: DistributedSkellam | None = field(init=False)
+    clip_norm: float = field(init=False)
     rotation: bool = field(init=False)
     _digest: bytes = field(init=False, repr=False, compare=False)
 
@@ -106,9 +107,12 @@ class AggregationConfig:
             raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
+        clip_norm = self.privacy.clip_norm
+        initial = clip_norm.initial if isinstance(clip_norm, AdaptiveClipping) else clip_norm
+        object.__setattr__(self, "clip_norm", float(initial))
         self._derive_graph()
         self._derive_noise()
-        object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
+        self._derive_digest()
         self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
 
     def _derive_graph(self) -> None:
@@ -152,20 +156,16 @@ class AggregationConfig:
             raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
         if mechanism is not None and self.modulus_bits < self.needed_bits:
             # No coarser steps allow a larger ratio: noise that is less fine costs more for the same variance.
-            share = self._ring().rotated_share(int_bound=finest.int_bound + 1, share_variance=finest.share_variance)
+            share = self.ring.rotated_share(int_bound=finest.int_bound + 1, share_variance=finest.share_variance)
             rotated = fit(share_stddevs=(share,), least=coarsest_int_bound(self.length))
             object.__setattr__(self, "mechanism", rotated)
             object.__setattr__(self, "rotation", True)
-        if mechanism is None and self._ring().room < least_int_bound(self.length):
+        if mechanism is None and self.ring.room < least_int_bound(self.length):
             object.__setattr__(self, "rotation", True)
-            least = coarsest_int_bound(self.length)
-            if self._ring().rotated_bound() < least:
-                enough = [bits for bits in LANE_BITS if self._ring(bits).rotated_bound() >= least]
-                advice = f"{enough[0]} bits are needed" if enough else "train fewer parameters or ask fewer clients"
-                raise CapacityError(
-                    f"{self.modulus_bits} bits cannot hold {self.length} coordinates of {self.clients} clients: "
-                    + advice
-                )
+            self.ring.require_rotated_bound()
+
+    def _derive_digest(self) -> None:
+        object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
 
     @classmethod
     def cross_silo(
@@ -238,8 +238,58 @@ class AggregationConfig:
 
     @property
     def length(self) -> int:
-        """Coordinates of the masked vector."""
-        return self.layout.length
+        """Coordinates of the masked vector: the layout's, and one if clients say whether they were clipped."""
+        return self.layout.length + (self.adaptive is not None)
+
+    @property
+    def adaptive(self) -> AdaptiveClipping | None:
+        """How the clip norm moves; None if it is fixed."""
+        clip_norm = self.privacy.clip_norm
+        return clip_norm if isinstance(clip_norm, AdaptiveClipping) else None
+
+    @property
+    def indicator(self) -> float:
+        """Magnitude of the coordinate that says whether an update was clipped, over int_bound; 0 without one.
+
+        As large as it takes to read the fraction of a full round at `COUNT_STDDEV`, or the most that is given for it.
+        """
+        return min(self._relative_noise() / (2 * COUNT_STDDEV), LARGEST_INDICATOR)
+
+    @property
+    def count_stddev(self) -> float | None:
+        """Standard deviation of the noised fraction of unclipped updates in a full round; None with a fixed norm."""
+        return None if self.adaptive is None else self._relative_noise() / (2 * self.indicator)
+
+    def with_clip_norm(self, clip_norm: float) -> AggregationConfig:
+        """The configuration of a round with this clip norm. Noise and epsilon do not depend on it.
+
+        Raises:
+            ValueError: the norm is fixed, or no honest course of the planned rounds leads there.
+        """
+        if self.adaptive is None or isinstance(self.privacy, NoPrivacy):
+            if clip_norm != self.clip_norm:
+                raise ValueError(f"the clip norm is fixed at {self.clip_norm}, got {clip_norm}")
+            return self
+        low, high = self.adaptive.bounds(self.privacy.rounds)
+        if not low <= clip_norm <= high:
+            raise ValueError(f"the clip norm can only come to lie in [{low:.6g}, {high:.6g}], got {clip_norm}")
+        config = copy(self)
+        object.__setattr__(config, "clip_norm", float(clip_norm))
+        config._derive_digest()
+        return config
+
+    def next_clip_norm(self, unclipped: float) -> float:
+        """The clip norm of the next round, from this round's noised fraction of unclipped updates."""
+        if self.adaptive is None or isinstance(self.privacy, NoPrivacy):
+            return self.clip_norm
+        low, high = self.adaptive.bounds(self.privacy.rounds)
+        return min(max(self.adaptive.following(self.clip_norm, unclipped=unclipped), low), high)
+
+    def _relative_noise(self) -> float:
+        """Deviation per coordinate of the mean of a full round, over int_bound; 0 with a fixed clip norm."""
+        if self.adaptive is None or self.mechanism is None:
+            return 0.0
+        return math.sqrt(self.mechanism.share_variance / self.clients) / self.mechanism.int_bound
 
     @property
     def min_survivors(self) -> int:
@@ -249,31 +299,25 @@ class AggregationConfig:
     @property
     def encoder(self) -> IntegerEncoder:
         """Floats to integers: with privacy at the calibrated bound, else as fine as the ring allows."""
+        bound = self.ring.rotated_bound() if self.rotation else self.ring.room
         if self.mechanism is not None:
-            return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self.mechanism.int_bound)
-        ring = self._ring()
-        bound = ring.rotated_bound() if self.rotation else ring.room
-        return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=bound)
+            bound = self.mechanism.int_bound
+        return IntegerEncoder(clip_norm=self.clip_norm, int_bound=bound)
 
     @property
     def offset(self) -> int:
         """What is added to each coordinate before it enters a lane: lanes that share a word must not go below zero."""
-        return self._ring().offset
-
-    @property
-    def half_range(self) -> int:
-        """The magnitude that no coordinate of a full sum may reach."""
-        return self._ring().half_range
+        return self.ring.offset
 
     @property
     def needed_bits(self) -> int:
         """The smallest ring that holds the sum: without a rotation the signal never wraps, noise at 7.5 stddevs."""
-        return self._ring().needed_bits(**self._loads())
+        return self.ring.needed_bits(**self._loads())
 
     @property
     def wrap_probability(self) -> float:
         """Bound on the chance that one coordinate of one round's sum wraps."""
-        return self._ring().wrap_probability(**self._loads())
+        return self.ring.wrap_probability(**self._loads())
 
     @property
     def expected_wraps(self) -> float:
@@ -377,9 +421,10 @@ class AggregationConfig:
             "corrupt_holders": self.corrupt_holders,
             "threshold": self.threshold,
             "modulus_bits": self.modulus_bits,
-            "privacy": {"unit": self.privacy.unit, **_plain_numbers(asdict(self.privacy))},
+            "privacy": {"unit": self.privacy.unit, **plain_numbers(asdict(self.privacy))},
             "application": self.application,
             "int_bound": self.encoder.int_bound,
+            "clip_norm": self.clip_norm,
             "rotation": self.rotation,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
@@ -411,13 +456,11 @@ class AggregationConfig:
         """Every derived number with its reason, in reading order."""
         return explain(self)
 
-    def _ring(self, bits: int | None = None) -> Ring:
-        """The lanes of this configuration, or of the same one with other bits."""
+    @property
+    def ring(self) -> Ring:
+        """What the lanes have room for."""
         return Ring(
-            modulus_bits=self.modulus_bits if bits is None else bits,
-            length=self.length,
-            clients=self.clients,
-            units=self._units_in_sum(),
+            modulus_bits=self.modulus_bits, length=self.length, clients=self.clients, units=self._units_in_sum()
         )
 
     def _loads(self) -> dict[str, Any]:
@@ -431,30 +474,6 @@ class AggregationConfig:
             return self.clients
         expected = self.privacy.denominator
         return min(self.privacy.records, math.ceil(expected + POISSON_REACH * math.sqrt(expected) + 2 * POISSON_REACH))
-
-
-def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
-    """A privacy unit from plain data: `unit` and that unit's arguments.
-
-    Raises:
-        ValueError: the unit is unknown, or an argument is missing, unknown or wrong.
-    """
-    if not isinstance(data, Mapping):
-        raise ValueError(f"privacy must be a table with a unit, got {data!r}")
-    arguments = dict(data)
-    name = arguments.pop("unit", None)
-    if not isinstance(name, str) or name not in UNITS:
-        raise ValueError(f"privacy unit must be one of {sorted(UNITS)}, got {name!r}")
-    known = {entry.name for entry in fields(UNITS[name])}
-    if known != set(arguments):
-        missing, unknown = sorted(known - set(arguments)), sorted(set(arguments) - known)
-        raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}")
-    return UNITS[name](**arguments)
-
-
-def _plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
-    """Counts as int, all else as float: 1 and 1.0 of two parties must give one digest."""
-    return {name: value if name in ("rounds", "records") else float(value) for name, value in values.items()}
 
 
 def _choose_graph(clients: int, max_colluders: int, max_dropouts: int) -> Degree | None:

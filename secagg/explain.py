@@ -26,7 +26,7 @@ class Explanation:
 
 def explain(config: AggregationConfig) -> list[Explanation]:
     """Every derived number with its reason, in reading order."""
-    return [*_protocol(config), *_privacy(config), *_cost(config)]
+    return [*_protocol(config), *_clipping(config), *_privacy(config), *_cost(config)]
 
 
 def _protocol(config: AggregationConfig) -> list[Explanation]:
@@ -100,6 +100,34 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
             + f"; rounding needs room, so units beyond {kept:.1%} of clip_norm are shortened to that",
         ),
     ]
+
+
+def _clipping(config: AggregationConfig) -> list[Explanation]:
+    adaptive = config.adaptive
+    lines = [
+        Explanation(
+            name="clip_norm",
+            value=config.clip_norm,
+            reason="fixed L2 bound of one unit, in units of the update"
+            if adaptive is None
+            else f"of this round; it moves to where {adaptive.target_quantile:.0%} of updates are not clipped",
+        )
+    ]
+    if adaptive is not None:
+        lines += [
+            Explanation(
+                name="indicator",
+                value=config.indicator,
+                reason="share of int_bound given to the coordinate that says whether an update was clipped: "
+                f"the update keeps {math.sqrt(1 - config.indicator**2):.1%}, and the norm of both is what noise covers",
+            ),
+            Explanation(
+                name="count_stddev",
+                value=config.count_stddev,
+                reason=f"noise in the fraction of unclipped updates, of {config.clients} clients",
+            ),
+        ]
+    return lines
 
 
 def _privacy(config: AggregationConfig) -> list[Explanation]:

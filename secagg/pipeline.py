@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp import NoisedIntegers, RecordLevel, UnsafeUpdateError, from_ring, poisson_draw, to_ring
+from dp.clipping import with_indicator
 from dp.samplers import Int64Vector, RandomBytes, UInt32Vector
 
 from .config import AggregationConfig
@@ -53,7 +54,11 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, see
             drawn = poisson_draw(len(records), rate=config.privacy.exact_rate, rand=rand)
             integers = config.encoder.encode_records(records[drawn], rand=rand, rotation=rotation)
         else:
-            integers = config.encoder.encode(config.layout.flatten(update), rand=rand, rotation=rotation)
+            vector = config.layout.flatten(update)
+            if config.adaptive is not None:
+                reach = config.encoder.first_clip(config.length)
+                vector = with_indicator(vector, clip_norm=reach, indicator=config.indicator * config.clip_norm)
+            integers = config.encoder.encode(vector, rand=rand, rotation=rotation)
         if config.mechanism is not None:
             integers = config.mechanism.privatize(integers, rand=rand).vector
     if config.offset:
@@ -88,7 +93,20 @@ def finish(
     """
     total = lift(words, config, survivors=survivors)
     mean = config.encoder.decode(total, denominator=config.denominator(survivors), rotation=config.rotation_of(seed))
-    return total, config.layout.unflatten(mean)
+    return total, config.layout.unflatten(mean[: config.layout.length])
+
+
+def unclipped_fraction(
+    total: Int64Vector, config: AggregationConfig, *, survivors: int, seed: bytes = b""
+) -> float | None:
+    """The noised fraction of survivors whose update was not clipped; None if the clip norm is fixed.
+
+    Noise may lead it out of [0, 1].
+    """
+    if config.adaptive is None:
+        return None
+    mean = config.encoder.decode(total, denominator=survivors, rotation=config.rotation_of(seed))
+    return 0.5 + float(mean[-1]) / (2 * config.indicator * config.clip_norm)
 
 
 def near_limit(total: Int64Vector, config: AggregationConfig) -> int:
@@ -96,4 +114,4 @@ def near_limit(total: Int64Vector, config: AggregationConfig) -> int:
 
     Where there are many, some may have wrapped. A wrapped sum looks like any other: there is no other sign.
     """
-    return int(np.count_nonzero(4 * np.abs(total) > 3 * config.half_range))
+    return int(np.count_nonzero(4 * np.abs(total) > 3 * config.ring.half_range))

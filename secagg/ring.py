@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from dp import CapacityError, required_bits
 from dp.encoding import MAX_INT_BOUND, coarsest_int_bound
 from dp.rotation import spread
 from dp.wrapping import deviations_for, finest_scale, wrap_probability
-from protocols.primitives.packing import NATIVE_BITS, largest_entry
+from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, largest_entry
 
 EXPECTED_WRAPS = 0.01  # coordinates per round that a rotated sum may lose: one in a hundred rounds
 _WIDEST = 64  # bits at which the search for enough of them ends
@@ -62,6 +62,20 @@ class Ring:
         """The largest integer norm, without noise, of rotated units; 0 if even rounding does not fit."""
         limit, units = (float(self.half_range), self.units) if self.native else (float(self.offset), 1)
         return min(int(self._scale(limit, units=units, clip_norm=1.0, noise_stddev=0.0)), MAX_INT_BOUND)
+
+    def require_rotated_bound(self) -> None:
+        """Refuses lanes in which, without noise, even rotated units are too coarse.
+
+        Raises:
+            CapacityError: names the lanes that would do, or what else would.
+        """
+        least = coarsest_int_bound(self.length)
+        if self.rotated_bound() < least:
+            enough = [bits for bits in LANE_BITS if replace(self, modulus_bits=bits).rotated_bound() >= least]
+            advice = f"{enough[0]} bits are needed" if enough else "train fewer parameters or ask fewer clients"
+            raise CapacityError(
+                f"{self.modulus_bits} bits cannot hold {self.length} coordinates of {self.clients} clients: {advice}"
+            )
 
     def rotated_share(self, *, int_bound: int, share_variance: Fraction) -> int:
         """The largest standard deviation of a client's noise share at which the sum of rotated, noised units fits.

@@ -42,7 +42,7 @@ from protocols.wire import SERVER, Invitation, encode
 from .client import agreed_ledger, request_id
 from .config import AggregationConfig
 from .layout import Arrays
-from .pipeline import finish, near_limit
+from .pipeline import finish, near_limit, unclipped_fraction
 from .statement import statement, statement_dict
 
 
@@ -55,17 +55,19 @@ class AggregationResult:
         total: int64[length], the integer sum it was decoded from; rotated, if `config.rotation`.
         near_limit: coordinates of `total` beyond three quarters of the ring's range. A few mean nothing; many warn that
             sums wrap, which nothing else shows: then take more bits or fewer units.
+        unclipped: noised fraction of updates that were not clipped; None unless the clip norm is adaptive.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
             that were verified. Infinity without privacy.
         ladder: epsilon of this round alone, under falling trust; None without privacy.
         transcript: SHA-256 over the round, its clients and its sum.
-        config: what was agreed.
+        config: what was agreed; with an adaptive clip norm, for this round.
     """
 
     mean: dict[str, NDArray[np.floating]]
     total: Int64Vector
     near_limit: int
+    unclipped: float | None
     survivors: frozenset[ClientId]
     epsilon: float
     ladder: EpsilonLadder | None
@@ -81,6 +83,8 @@ class AggregationResult:
         return {
             "survivors": sorted(self.survivors),
             "near_limit": self.near_limit,
+            "clip_norm": self.config.clip_norm,
+            "unclipped": self.unclipped,
             "dropouts": self.config.clients - len(self.survivors),
             "epsilon": self.epsilon,
             "ladder": None if self.ladder is None else self.ladder.to_dict(),
@@ -94,6 +98,8 @@ ServerEvent = Event | AggregationResult
 
 class Server:
     """The aggregating server, over all its rounds.
+
+    With `AdaptiveClipping`, `config` is that of the next round: tell its `clip_norm` to the clients, with the model.
 
     Args:
         config: what was agreed with the clients.
@@ -205,10 +211,14 @@ class Server:
                 spent = self.ledger.state().epsilon
         self._reservation = None
         self._unmasking = False
+        unclipped = unclipped_fraction(total, config, survivors=survivors, seed=self._seed)
+        if unclipped is not None:
+            self.config = config.with_clip_norm(config.next_clip_norm(unclipped))
         return AggregationResult(
             mean=mean,
             total=total,
             near_limit=near_limit(total, config),
+            unclipped=unclipped,
             survivors=ready.survivors,
             epsilon=spent,
             ladder=rungs,

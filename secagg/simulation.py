@@ -154,10 +154,13 @@ class Simulation:
                         if accepted and server.phase is Phase.MASKED_INPUT:
                             np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
 
+        def begin(client: Client, invitation: bytes) -> list[Event]:
+            return client.begin(invitation, model=model, clip_norm=server.config.clip_norm)
+
         try:
             for message in server.begin(model):
                 if message.to is not None:
-                    deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
+                    deliver(message.to, partial(begin, self._clients[message.to], message.data))
             while True:
                 for event in server.close_phase():
                     match event:

@@ -53,6 +53,7 @@ class RoundRecord:
         survivors: clients in the sum.
         dropouts: clients that were invited and are not in it.
         epsilon: spent so far against the server and the assumed colluders; infinity without privacy.
+        clip_norm: of this round.
         score: what `evaluate` said of the model after this round; None without `evaluate`.
     """
 
@@ -60,6 +61,7 @@ class RoundRecord:
     survivors: int
     dropouts: int
     epsilon: float
+    clip_norm: float
     score: float | None
 
     def metrics(self) -> dict[str, float]:
@@ -68,6 +70,7 @@ class RoundRecord:
             "round/survivors": self.survivors,
             "round/dropouts": self.dropouts,
             "privacy/epsilon": self.epsilon,
+            "privacy/clip_norm": self.clip_norm,
         }
         return values if self.score is None else values | {"model/score": self.score}
 
@@ -168,6 +171,7 @@ def train(
                 survivors=len(result.survivors),
                 dropouts=config.clients - len(result.survivors),
                 epsilon=result.epsilon,
+                clip_norm=result.config.clip_norm,
                 score=None if evaluate is None else evaluate(model),
             )
             records.append(record)

@@ -265,9 +265,9 @@ class TestNearLimit:
     @pytest.mark.parametrize("bits", [12, 16, 32])
     def test_counts_what_lies_beyond_three_quarters_of_the_range(self, bits: int) -> None:
         subject = config("none", bits=bits)
-        edge = 3 * subject.half_range // 4
+        edge = 3 * subject.ring.half_range // 4
         assert near_limit(np.array([edge, -edge, 0]), subject) == 0
-        assert near_limit(np.array([edge + 1, -edge - 1, subject.half_range - 1]), subject) == 3
+        assert near_limit(np.array([edge + 1, -edge - 1, subject.ring.half_range - 1]), subject) == 3
 
     def test_sums_that_wrap_do_show(self) -> None:
         """Signals four times too large for the ring, as a lying or misconfigured cohort would send them."""
