@@ -19,7 +19,7 @@ UNITS = {
 }
 ALWAYS = {
     *("degree", "corrupt_holders", "threshold", "min_survivors", "modulus_bits", "int_bound", "upload_bytes"),
-    *("rotation", "wrap_probability", "expected_wraps"),
+    *("clip_norm", "rotation", "wrap_probability", "expected_wraps"),
 }
 NOISED = {"share_stddev", "noise_multiplier", "expected_relative_error"} | {
     f"ladder.{rung}" for rung in ("all_honest", "after_dropout", "minus_colluders", "guaranteed", "local_only")
