@@ -6,16 +6,16 @@ Rules:
 - Clipping here is float arithmetic: it makes updates small, but the privacy guarantee rests on the exact integer check
   of `encoding`.
 - An adaptive clip norm asks each client for one more number, whether its update was short enough to stay as it is: +h
-  for yes, -h for no. It is one more coordinate of the vector whose norm is bounded and noised,
-  ||update||² + h² <= clip_norm², so leaving a client out moves both together by at most int_bound in L2, and nothing is
-  charged beside the vector.
+  for yes, -h for no. It is one more coordinate of the vector that is scaled, rounded and checked as one: leaving a
+  client out moves update and indicator together by at most int_bound in L2, (s·||update||)² + (s·h)² <= int_bound²
+  for the scale s of both, and nothing is charged beside the vector.
 - The noise is fixed in integer steps and int_bound is fixed too, so epsilon does not depend on the clip norm at all: it
   may be announced by anyone, and a lie about it costs accuracy only.
 
 Source of the adaptive norm: Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive
 Clipping", NeurIPS 2021 (arXiv 1905.03871), Algorithm 1. Their noise multiplier of the update, (z⁻² - (2σ_b)⁻²)^(-1/2),
-is z over sqrt(1 - (h/clip_norm)²), the share of the norm that the indicator leaves: 1/(2σ_b) = h/(z·clip_norm), where
-σ_b is the deviation of the noised count.
+is z over sqrt(1 - f²), the share of int_bound that an indicator of f = s·h/int_bound leaves: σ_b, the deviation of the
+noised count, is z/(2f).
 """
 
 import math
@@ -77,23 +77,20 @@ def with_indicator(update: FloatVector, *, clip_norm: float, indicator: float) -
 
     Args:
         update: float64[d] or float32[d].
-        clip_norm: L2 bound of the result.
-        indicator: magnitude of the last coordinate, in [0, clip_norm).
+        clip_norm: Largest norm of the update.
+        indicator: Magnitude of the last coordinate, positive and finite.
 
     Returns:
-        float64[d + 1] of norm at most `clip_norm`, up to float64 rounding: the update is clipped at
-        sqrt(clip_norm² - indicator²).
+        float64[d + 1] of norm at most sqrt(clip_norm² + indicator²), up to float64 rounding.
 
     Raises:
         UnsafeUpdateError: The update is not a finite float vector.
-        ValueError: `indicator` is out of range.
+        ValueError: `clip_norm` or `indicator` is not positive and finite.
     """
-    if not 0 <= indicator < clip_norm:
-        raise ValueError(f"indicator must lie in [0, clip_norm = {clip_norm}), got {indicator}")
-    kept = math.sqrt((clip_norm - indicator) * (clip_norm + indicator))
-    clipped = clip_by_l2(update, clip_norm=kept)
-    stays = np.array_equal(clipped, update)
-    return np.append(clipped, indicator if stays else -indicator)
+    if not (indicator > 0 and math.isfinite(indicator)):
+        raise ValueError(f"indicator must be positive and finite, got {indicator}")
+    clipped = clip_by_l2(update, clip_norm=clip_norm)
+    return np.append(clipped, indicator if np.array_equal(clipped, update) else -indicator)
 
 
 def require_floats(values: object, *, ndim: int) -> None:

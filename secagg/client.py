@@ -74,6 +74,7 @@ class Client:
         self.client_id = ClientId(client_id)
         if roster.get(self.client_id) != identity.public:
             raise ValueError(f"the roster pins another identity for client {client_id}")
+        config.riders.require_weights([client_id])
         self.ledger = agreed_ledger(ledger, config)
         self._identity = identity
         self._roster = roster
@@ -162,7 +163,7 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random(), seed=self._seed)
+        return prepare(update, self.config, rand=secure_random(), client=self.client_id, seed=self._seed)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dp import (
@@ -46,6 +47,7 @@ from protocols.session import MAX_COHORT
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
 from .privacy import UNITS, plain_numbers, privacy_unit
+from .riders import NO_RIDERS, Riders, Weights
 from .ring import Ring
 
 MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a sparse one
@@ -68,6 +70,7 @@ class AggregationConfig:
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
         application: free text that keeps rounds of different applications apart.
+        riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
         threshold: derived: holders that must answer to reconstruct a secret.
@@ -88,6 +91,7 @@ class AggregationConfig:
     privacy: PrivacyUnit
     modulus_bits: int = 32
     application: str = ""
+    riders: Riders = NO_RIDERS
     degree: int = field(init=False)
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
@@ -110,10 +114,19 @@ class AggregationConfig:
         clip_norm = self.privacy.clip_norm
         initial = clip_norm.initial if isinstance(clip_norm, AdaptiveClipping) else clip_norm
         object.__setattr__(self, "clip_norm", float(initial))
+        self._check_riders()
         self._derive_graph()
         self._derive_noise()
         self._derive_digest()
         self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
+
+    def _check_riders(self) -> None:
+        if self.riders.weights is None:
+            return
+        if isinstance(self.privacy, RecordLevel):
+            raise ValueError("records all weigh the same: RecordLevel takes no weights")
+        if isinstance(self.riders.weights, tuple) and len(self.riders.weights) < self.clients:
+            raise ValueError(f"{self.clients} clients need a public weight each, got {len(self.riders.weights)}")
 
     def _derive_graph(self) -> None:
         chosen = _choose_graph(self.clients, self.max_colluders, self.max_dropouts)
@@ -178,6 +191,8 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         application: str = "",
+        weights: Weights = None,
+        metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> AggregationConfig:
         """A few known institutions that all take part: the complete graph (SecAgg).
 
@@ -189,6 +204,9 @@ class AggregationConfig:
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             application: free text that keeps different applications apart.
+            weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
+                `PrivateWeights`, which ride masked and noised in the same vector.
+            metrics: for each name the least and largest value; they ride likewise, and the result has their mean.
 
         Raises:
             ValueError: numbers contradict each other; says which.
@@ -204,6 +222,8 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             application=application,
+            weights=weights,
+            metrics=metrics,
         )
 
     @classmethod
@@ -217,6 +237,8 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         application: str = "",
+        weights: Weights = None,
+        metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> AggregationConfig:
         """A large cohort: each client shares masks with a few neighbours only (SecAgg+). Arguments as for `cross_silo`.
 
@@ -232,14 +254,15 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             application=application,
+            riders=Riders.of(weights, metrics),
         )
 
     # Derived numbers.
 
     @property
     def length(self) -> int:
-        """Coordinates of the masked vector: the layout's, and one if clients say whether they were clipped."""
-        return self.layout.length + (self.adaptive is not None)
+        """Coordinates of the masked vector: the update's, those of what rides along, and one for an adaptive clip."""
+        return self.layout.length + self.riders.count + (self.adaptive is not None)
 
     @property
     def adaptive(self) -> AdaptiveClipping | None:
@@ -302,7 +325,12 @@ class AggregationConfig:
         bound = self.ring.rotated_bound() if self.rotation else self.ring.room
         if self.mechanism is not None:
             bound = self.mechanism.int_bound
-        return IntegerEncoder(clip_norm=self.clip_norm, int_bound=bound)
+        norm = self.riders.total_norm(self.clip_norm)
+        if self.adaptive is None:
+            return IntegerEncoder(clip_norm=norm, int_bound=bound)
+        # The indicator needs to come through in full beside a clipped update: scale so that rounding has room for both.
+        kept = IntegerEncoder(clip_norm=1.0, int_bound=bound).first_clip(self.length) * (1 - 1e-9)
+        return IntegerEncoder(clip_norm=norm / kept / math.sqrt(1 - self.indicator**2), int_bound=bound)
 
     @property
     def offset(self) -> int:
@@ -336,7 +364,7 @@ class AggregationConfig:
         )
 
     def denominator(self, survivors: int) -> float:
-        """What a sum over `survivors` is divided by: a public number."""
+        """What an unweighted sum over `survivors` is divided by: a public number."""
         if isinstance(self.privacy, RecordLevel):
             return self.privacy.denominator * survivors / self.clients
         return float(survivors)
@@ -366,11 +394,21 @@ class AggregationConfig:
 
     @property
     def relative_error(self) -> float | None:
-        """Expected L2 norm of the noise in the released mean at the fewest survivors, over the clip norm."""
+        """Expected L2 norm of the noise in the released mean at the fewest survivors, over the clip norm.
+
+        With private weights, as if every weight were the largest.
+        """
         if self.mechanism is None:
             return None
-        noise = math.sqrt(self.min_survivors * self.mechanism.share_variance * self.layout.length)
-        return noise / self.mechanism.int_bound / self.denominator(self.min_survivors)
+        noise = self.noise_stddev(self.min_survivors) * math.sqrt(self.layout.length)
+        return noise / self.clip_norm / self.riders.least_divisor(self.denominator(self.min_survivors))
+
+    def noise_stddev(self, survivors: int) -> float:
+        """Standard deviation of the noise on each coordinate of a sum over `survivors`, in units of the update."""
+        if self.mechanism is None:
+            return 0.0
+        step = self.encoder.clip_norm / self.encoder.int_bound
+        return math.sqrt(survivors * self.mechanism.share_variance) * step
 
     def round_config(self, *, round_id: bytes, model: bytes) -> RoundConfig:
         """The protocol's parameters for one round on one model."""
@@ -423,6 +461,7 @@ class AggregationConfig:
             "modulus_bits": self.modulus_bits,
             "privacy": {"unit": self.privacy.unit, **plain_numbers(asdict(self.privacy))},
             "application": self.application,
+            "riders": self.riders.to_dict(),
             "int_bound": self.encoder.int_bound,
             "clip_norm": self.clip_norm,
             "rotation": self.rotation,

@@ -42,7 +42,7 @@ from protocols.wire import SERVER, Invitation, encode
 from .client import agreed_ledger, request_id
 from .config import AggregationConfig
 from .layout import Arrays
-from .pipeline import finish, near_limit, unclipped_fraction
+from .pipeline import finish
 from .statement import statement, statement_dict
 
 
@@ -51,8 +51,10 @@ class AggregationResult:
     """What one round reveals, and to what it amounts.
 
     Attributes:
-        mean: the named arrays of the survivors' mean (noised, if the configuration says so).
-        total: int64[length], the integer sum it was decoded from; rotated, if `config.rotation`.
+        mean: the named arrays of the survivors' (weighted) mean, noised if the configuration says so.
+        weight: the sum of the survivors' weights, noised if they are private; None without weights.
+        metrics: the (weighted) mean of each agreed metric, noised likewise.
+        total: int64[config.length], the integer sum it all was decoded from; rotated, if `config.rotation`.
         near_limit: coordinates of `total` beyond three quarters of the ring's range. A few mean nothing; many warn that
             sums wrap, which nothing else shows: then take more bits or fewer units.
         unclipped: noised fraction of updates that were not clipped; None unless the clip norm is adaptive.
@@ -65,6 +67,8 @@ class AggregationResult:
     """
 
     mean: dict[str, NDArray[np.floating]]
+    weight: float | None
+    metrics: dict[str, float]
     total: Int64Vector
     near_limit: int
     unclipped: float | None
@@ -86,6 +90,8 @@ class AggregationResult:
             "clip_norm": self.config.clip_norm,
             "unclipped": self.unclipped,
             "dropouts": self.config.clients - len(self.survivors),
+            "weight": self.weight,
+            "metrics": self.metrics,
             "epsilon": self.epsilon,
             "ladder": None if self.ladder is None else self.ladder.to_dict(),
             "transcript": self.transcript.hex(),
@@ -122,6 +128,7 @@ class Server:
     ) -> None:
         if len(roster) < config.clients:
             raise ValueError(f"the configuration needs {config.clients} clients, the roster has {len(roster)}")
+        config.riders.require_weights(roster)
         self.config = config
         self._roster = roster
         self.ledger = agreed_ledger(ledger, config)
@@ -201,7 +208,7 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        total, mean = finish(ready.vector, config, survivors=survivors, seed=self._seed)
+        released = finish(ready.vector, config, survivors=ready.survivors, seed=self._seed)
         spent, rungs = math.inf, None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
@@ -211,14 +218,15 @@ class Server:
                 spent = self.ledger.state().epsilon
         self._reservation = None
         self._unmasking = False
-        unclipped = unclipped_fraction(total, config, survivors=survivors, seed=self._seed)
-        if unclipped is not None:
-            self.config = config.with_clip_norm(config.next_clip_norm(unclipped))
+        if released.unclipped is not None:
+            self.config = config.with_clip_norm(config.next_clip_norm(released.unclipped))
         return AggregationResult(
-            mean=mean,
-            total=total,
-            near_limit=near_limit(total, config),
-            unclipped=unclipped,
+            mean=released.mean,
+            weight=released.weight,
+            metrics=released.metrics,
+            total=released.total,
+            near_limit=released.near_limit,
+            unclipped=released.unclipped,
             survivors=ready.survivors,
             epsilon=spent,
             ladder=rungs,

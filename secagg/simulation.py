@@ -183,10 +183,8 @@ class Simulation:
 
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
-        plain = lift(
-            plain_sum & np.uint32(2**self.config.modulus_bits - 1), self.config, survivors=len(result.survivors)
-        )
-        if not np.array_equal(plain, result.total):
+        words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
+        if not np.array_equal(lift(words, self.config, survivors=len(result.survivors)), result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 

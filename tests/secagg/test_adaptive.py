@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from dp import secure_random
-from dp.clipping import with_indicator
 from secagg import (
     AdaptiveClipping,
     AggregationConfig,
     ClientLevel,
+    Contribution,
     InconsistentViewError,
     NoPrivacy,
     PolicyRefusal,
+    PrivateWeights,
     Simulation,
     privacy_unit,
 )
 from secagg.datasets import dirichlet_partition, load_digits
-from secagg.pipeline import finish, prepare, unclipped_fraction
+from secagg.pipeline import _indicator, _with_riders, finish, prepare
 from tests.secagg.parties import Parties
 
 SEED = b"a round"
@@ -50,10 +51,9 @@ def one_round(config: AggregationConfig, updates: list[np.ndarray]) -> tuple[np.
     rand = secure_random()
     words = [prepare({"w": update}, config, rand=rand, seed=SEED) for update in updates]
     ring = (np.sum(words, axis=0, dtype=np.uint64) % 2**config.modulus_bits).astype(np.uint32)
-    total, mean = finish(ring, config, survivors=len(updates), seed=SEED)
-    fraction = unclipped_fraction(total, config, survivors=len(updates), seed=SEED)
-    assert fraction is not None
-    return mean["w"], fraction
+    released = finish(ring, config, survivors=range(len(updates)), seed=SEED)
+    assert released.unclipped is not None
+    return released.mean["w"], released.unclipped
 
 
 def updates_of_norm(norms: np.ndarray, length: int, random: np.random.Generator) -> list[np.ndarray]:
@@ -74,7 +74,8 @@ class TestEpsilon:
         low, high = config.adaptive.bounds(5)  # type: ignore[union-attr]
         for clip_norm in (low, 0.9, high):
             moved = config.with_clip_norm(clip_norm)
-            assert moved.clip_norm == moved.encoder.clip_norm == clip_norm
+            assert moved.clip_norm == clip_norm
+            assert moved.encoder.clip_norm == pytest.approx(clip_norm * config.encoder.clip_norm)
             assert moved.mechanism == config.mechanism
             assert moved.ladder() == config.ladder()
             assert moved.digest() != config.digest()
@@ -100,15 +101,10 @@ class TestEpsilon:
         for norm in (1e-9, 0.5, 0.97, 1.0, 1e6):
             update = updates_of_norm(np.array([norm]), 300, random)[0]
             for rand in (b"\xff".__mul__, b"\0".__mul__, quiet):
-                integers = _integers(config, update, rand)
+                vector = _with_riders(Contribution(update={"w": update}), config, None)
+                assert abs(vector[-1]) == _indicator(config)
+                integers = config.encoder.encode(vector, rand=rand)
                 assert sum(q * q for q in integers.tolist()) <= config.mechanism.int_bound**2
-
-
-def _integers(config: AggregationConfig, update: np.ndarray, rand: object) -> np.ndarray:
-    """What `prepare` noises."""
-    reach = config.encoder.first_clip(config.length)
-    vector = with_indicator(update, clip_norm=reach, indicator=config.indicator * config.clip_norm)
-    return config.encoder.encode(vector, rand=rand)  # type: ignore[arg-type]
 
 
 class TestTracking:
@@ -126,8 +122,7 @@ class TestTracking:
             assert mean.shape == (20,)
             config = config.with_clip_norm(config.next_clip_norm(fraction))
             course.append(config.clip_norm)
-        kept = config.encoder.first_clip(21) / config.clip_norm * math.sqrt(1 - config.indicator**2)
-        reached = np.exp(np.mean(np.log(course[-20:]))) * kept
+        reached = np.exp(np.mean(np.log(course[-20:])))
         # The fraction has a slope of 0.8 / 0.5 in the logarithm of the norm at the median, less at 0.8.
         expected = math.exp(0.5 + 0.5 * {0.5: 0.0, 0.8: 0.8416}[quantile])
         assert reached == pytest.approx(expected, rel=0.12)
@@ -139,6 +134,33 @@ class TestTracking:
         fractions = [one_round(config, updates)[1] for _ in range(300)]
         assert np.mean(fractions) == pytest.approx(5 / 8, abs=5 * config.count_stddev / math.sqrt(300))
         assert np.std(fractions) == pytest.approx(config.count_stddev, rel=0.2)
+
+    def test_rounding_and_riders_take_nothing_from_clip_or_indicator(self) -> None:
+        """Coarse integers, weights and metrics: still the clip is clip_norm and the fraction is the fraction."""
+        config = AggregationConfig.cross_silo(
+            like={"w": np.zeros(3)},
+            clients=8,
+            max_dropouts=0,
+            max_colluders=0,
+            privacy=unit(epsilon=1e6, initial=2.0),
+            weights=PrivateWeights(largest=10.0),
+            metrics={"loss": (0.0, 5.0)},
+        )
+        assert config.length == 3 + 2 + 1
+        rand = secure_random()
+        words = [
+            prepare(
+                Contribution(update={"w": np.array([norm, 0.0, 0.0])}, weight=10.0, metrics={"loss": 4.0}),
+                config,
+                rand=rand,
+            )
+            for norm in [1.0] * 5 + [100.0] * 3
+        ]
+        released = finish(np.sum(words, axis=0, dtype=np.uint32), config, survivors=range(8))
+        assert config.count_stddev is not None
+        assert released.unclipped == pytest.approx(5 / 8, abs=6 * config.count_stddev)
+        noise = config.noise_stddev(8)
+        assert released.mean["w"][0] * released.weight / 10 == pytest.approx(5 * 1.0 + 3 * 2.0, abs=8 * noise)
 
     def test_it_rides_through_a_rotation(self) -> None:
         config = silo(unit(epsilon=400.0), length=100_000, clients=20, bits=16)
