@@ -144,6 +144,11 @@ class Server:
         return Phase.READY if self._session is None else self._session.phase
 
     @property
+    def seed(self) -> bytes:
+        """The public seed of the present or last round's rotation."""
+        return self._seed
+
+    @property
     def waiting_for(self) -> frozenset[ClientId]:
         """Clients whose message of the present phase is missing."""
         return frozenset() if self._session is None else self._session.waiting_for

@@ -175,6 +175,11 @@ class Simulation:
             for party in self._clients.values():
                 party.abandon()
 
+    @property
+    def seed(self) -> bytes:
+        """The public seed of the present or last round's rotation, for clients that rotate by themselves."""
+        return self._server.seed
+
     def close(self) -> None:
         """Closes all ledgers."""
         for ledger in (self._server.ledger, *(client.ledger for client in self._clients.values())):

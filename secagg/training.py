@@ -153,7 +153,7 @@ def train(
     simulation = Simulation(config, clients=clients, ledger_directory=ledger_directory)
     server: _FederatedSgd | _FederatedAveraging
     if isinstance(config.privacy, RecordLevel):
-        server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model)
+        server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model, simulation)
     else:
         server = _FederatedAveraging(model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss)
     records: list[RoundRecord] = []
@@ -259,6 +259,7 @@ class _FederatedSgd:
         momentum: float,
         loss: Loss,
         model: nn.Module,
+        simulation: Simulation,
     ) -> None:
         from dp.record_level import SecurePrivacyEngine
 
@@ -269,6 +270,7 @@ class _FederatedSgd:
             raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
         self._loss = loss
         self._model = model
+        self._simulation = simulation
         self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
         self._parties = {}
         for client, data in clients.items():
@@ -287,6 +289,7 @@ class _FederatedSgd:
         """The client's noised sum of clipped per-record gradients on one secret batch."""
         own, module, optimizer, batches = self._parties[client]
         optimizer.abandon()
+        optimizer.rotate(self._simulation.seed if self._simulation.config.rotation else b"")
         load_parameters(own, start)
         features, targets = next(batches)
         if len(targets):
