@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -40,12 +40,12 @@ from dp import (
 from dp.encoding import coarsest_int_bound, least_int_bound
 from dp.rotation import Rotation
 from protocols import ClientPolicy, RoundConfig, required_threshold
-from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
 from protocols.session import MAX_COHORT
 
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
+from .neighbours import require_graph
 from .privacy import UNITS, plain_numbers, privacy_unit
 from .riders import NO_RIDERS, Riders, Weights
 from .ring import Ring
@@ -54,7 +54,6 @@ MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a spar
 COUNT_STDDEV = 0.05  # of the noised fraction of unclipped updates: what Andrew et al. recommend, where it costs little
 LARGEST_INDICATOR = 0.25  # of int_bound: at most 3 % of the update's norm is given for it
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
-MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
 
 
@@ -129,12 +128,7 @@ class AggregationConfig:
             raise ValueError(f"{self.clients} clients need a public weight each, got {len(self.riders.weights)}")
 
     def _derive_graph(self) -> None:
-        chosen = _choose_graph(self.clients, self.max_colluders, self.max_dropouts)
-        if chosen is None:
-            raise ValueError(
-                f"no graph is safe for {self.clients} clients with max_colluders = {self.max_colluders} and "
-                f"max_dropouts = {self.max_dropouts}; {_nearest_choices(self)}"
-            )
+        chosen = require_graph(self.clients, max_colluders=self.max_colluders, max_dropouts=self.max_dropouts)
         threshold = required_threshold(holders=chosen.degree + 1, corrupt_holders=chosen.corrupt_holders)
         object.__setattr__(self, "degree", chosen.degree)
         object.__setattr__(self, "corrupt_holders", chosen.corrupt_holders)
@@ -513,34 +507,3 @@ class AggregationConfig:
             return self.clients
         expected = self.privacy.denominator
         return min(self.privacy.records, math.ceil(expected + POISSON_REACH * math.sqrt(expected) + 2 * POISSON_REACH))
-
-
-def _choose_graph(clients: int, max_colluders: int, max_dropouts: int) -> Degree | None:
-    """The graph of a round; None if its threshold cannot be met, or if it would be complete and too large."""
-    if max_colluders >= clients - max_dropouts and clients > COMPLETE_UP_TO:
-        return None
-    chosen = choose_degree(clients=clients, max_colluders=max_colluders, max_dropouts=max_dropouts)
-    complete = chosen.degree == clients - 1
-    threshold = required_threshold(holders=chosen.degree + 1, corrupt_holders=chosen.corrupt_holders)
-    if (complete and clients > MAX_COMPLETE) or clients - max_dropouts < threshold:
-        return None
-    return chosen
-
-
-def _nearest_choices(config: AggregationConfig) -> str:
-    """What is possible if one of the two numbers stays."""
-
-    def most(name: str, possible: Callable[[int], bool]) -> str:
-        low, high = -1, getattr(config, name)  # high is not possible, low is, or is below every number
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if possible(middle) else (low, middle)
-        return f"no {name} at all" if low < 0 else f"{name} up to {low}"
-
-    n, colluders, dropouts = config.clients, config.max_colluders, config.max_dropouts
-    fewer_dropouts = most("max_dropouts", lambda number: _choose_graph(n, colluders, number) is not None)
-    fewer_colluders = most("max_colluders", lambda number: _choose_graph(n, number, dropouts) is not None)
-    return (
-        f"possible are, with max_colluders = {colluders}: {fewer_dropouts}; "
-        f"with max_dropouts = {dropouts}: {fewer_colluders}"
-    )
