@@ -48,12 +48,9 @@ def finest_scale(
     return math.sqrt(room) / (2 * deviations * math.sqrt(units**2 * clip_norm**2 / spread + noise_stddev**2))
 
 
-def deviations_for(*, expected: float, coordinates: int) -> float:
-    """The k at which `coordinates` sub-Gaussian coordinates pass k standard deviations `expected` times at most.
-
-    k = sqrt(2·ln(2·coordinates / expected)), at least 1.
-    """
-    return math.sqrt(2 * max(math.log(2 * coordinates / expected), 0.5))
+def deviations_for(probability: float) -> float:
+    """The k that a sub-Gaussian coordinate passes in magnitude with this probability at most: sqrt(2·ln(2/p))."""
+    return math.sqrt(2 * math.log(2 / probability))
 
 
 def wrap_probability(*, limit: float, proxy: float, noise_variance: float) -> float:

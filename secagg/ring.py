@@ -3,7 +3,10 @@
 - Native lanes (16, 32 bits) each are a ring of their own: what counts is the sum over all clients.
 - Packed lanes share a word and must never carry: what counts is one client's coordinate, at most 1/clients of a lane.
 - Without a rotation one coordinate may carry the whole norm of every unit, and the signal never wraps. With one, all
-  coordinates are alike, the same norm needs far fewer bits, and wraps are as rare as `EXPECTED_WRAPS`.
+  coordinates are alike, the same norm needs far fewer bits, and a coordinate wraps with a probability of at most
+  `WRAP_PROBABILITY`. A wrap is an error of the whole range, about ten standard deviations of the sum; the inverse
+  rotation spreads it over all coordinates. So wraps add 0.1 % to the squared error at most: rarer ones are not worth
+  coarser steps.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dp.rotation import spread
 from dp.wrapping import deviations_for, finest_scale, wrap_probability
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, largest_entry
 
-EXPECTED_WRAPS = 0.01  # coordinates per round that a rotated sum may lose: one in a hundred rounds
+WRAP_PROBABILITY = 1e-5  # of one coordinate of a rotated sum, at most
 _WIDEST = 64  # bits at which the search for enough of them ends
 
 
@@ -146,4 +149,4 @@ class Ring:
             return 0.0
 
     def _deviations(self) -> float:
-        return deviations_for(expected=EXPECTED_WRAPS, coordinates=self.length * (1 if self.native else self.clients))
+        return deviations_for(WRAP_PROBABILITY if self.native else WRAP_PROBABILITY / self.clients)

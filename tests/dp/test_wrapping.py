@@ -99,10 +99,9 @@ def test_the_scale_fills_the_limit(limit, units, noise, size, deviations):
 
 
 @settings(deadline=None)
-@given(st.floats(1e-6, 1e3), st.integers(1, 2**30))
-def test_deviations_meet_the_expected_number(expected, coordinates):
-    deviations = deviations_for(expected=expected, coordinates=coordinates)
-    assert coordinates * 2 * math.exp(-(deviations**2) / 2) <= expected * (1 + 1e-9)
+@given(st.floats(1e-30, 1.0))
+def test_deviations_meet_the_probability(probability):
+    assert 2 * math.exp(-(deviations_for(probability) ** 2) / 2) == pytest.approx(probability, rel=1e-9)
 
 
 @settings(deadline=None)

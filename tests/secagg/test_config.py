@@ -288,9 +288,9 @@ class TestRotation:
         assert config.rotation is rotation
         assert config.needed_bits <= bits
         assert config.encoder.first_clip(length) >= 0.9
-        assert config.expected_wraps <= (0.01 if rotation else 1e-12 * length)
+        assert config.expected_wraps <= length * (1.01e-5 if rotation else 1e-12)
         if rotation:
-            assert config.expected_wraps > 0.005 or config.encoder.int_bound == 2**26  # as fine as the ring allows
+            assert config.wrap_probability > 0.9e-5 or config.encoder.int_bound == 2**26  # as fine as the ring allows
         ladder = config.ladder()
         assert ladder is None or ladder.guaranteed <= 4.0
         assert config.to_dict()["rotation"] is rotation
@@ -328,7 +328,7 @@ class TestRotation:
             return
         assert config.mechanism is not None
         assert config.needed_bits <= 16
-        assert config.expected_wraps <= (0.0101 if config.rotation else 1e-12 * length)
+        assert config.wrap_probability <= (1.01e-5 if config.rotation else 1e-12)
         ladder = config.ladder()
         assert ladder is not None
         assert ladder.guaranteed <= epsilon
