@@ -116,7 +116,7 @@ class AuditReport:
 
 def honest_path(update: Update, config: AggregationConfig, rand: RandomBytes) -> UInt32Vector:
     """What the library's clients run."""
-    return prepare(update, config, rand=rand)
+    return prepare(update, config, rand=rand, seed=b"audit")  # one rotation for all, where there is one
 
 
 def audit_privacy(
@@ -187,14 +187,15 @@ def noise_of(config: AggregationConfig) -> DistributedSkellam:
 
 
 def with_length(config: AggregationConfig, length: int) -> AggregationConfig:
-    """The same configuration for a vector of another length, without riders."""
-    return replace(config, layout=Layout.of({"w": np.zeros(length)}), riders=NO_RIDERS)
+    """The same configuration for a vector of another length, without riders, at this round's clip norm."""
+    privacy = replace(config.privacy, clip_norm=config.clip_norm)
+    return replace(config, layout=Layout.of({"w": np.zeros(length)}), riders=NO_RIDERS, privacy=privacy)
 
 
 def canary(config: AggregationConfig) -> dict[str, NDArray[np.float64]]:
     """The contribution that moves the first coordinate most."""
     vector = np.zeros(config.layout.length)
-    vector[0] = config.privacy.clip_norm
+    vector[0] = config.clip_norm
     return {"w": vector[None] if isinstance(config.privacy, RecordLevel) else vector}
 
 
@@ -316,7 +317,7 @@ def _played(chunks: list[bytes]) -> RandomBytes:
 def _client_moves(config: AggregationConfig, path: Path) -> Iterator[int]:
     """Squared distances between one client's integers and those of a client that sends zero."""
     for scale in (0.1, 1.0, 10.0, 1e6):
-        update = scale * config.privacy.clip_norm * _direction(config.layout.length)
+        update = scale * config.clip_norm * _direction(config.layout.length)
         tape = _Tape()
         words = path({"w": update}, config, tape)
         yield _distance(words, path(nothing(config), config, _played(tape.chunks)), config)
