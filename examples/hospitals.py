@@ -1,7 +1,7 @@
 """Five hospitals train one model on thyroid patients; no record leaves its hospital.
 
 Real patients, real referral sites, between 71 and 5,493 each (installed by the `data` extra; without it, breast masses
-dealt to five sites). Compared by the area under the ROC curve on held-out patients: each hospital alone, all data in one
+dealt to five sites). Compared by the area under the ROC curve on held-out patients: each hospital alone, all in one
 place, FedAvg without privacy, and masked training with noise at three budgets, where epsilon protects one patient: the
 data has one row for each.
 
