@@ -160,7 +160,10 @@ class AggregationConfig:
                 object.__setattr__(self, "mechanism", mechanism)
         object.__setattr__(self, "mechanism", mechanism)
         if mechanism is not None and self.modulus_bits not in NATIVE_BITS:
-            raise ValueError(f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}")
+            raise ValueError(
+                f"noised sums need lanes of {sorted(NATIVE_BITS)} bits, got {self.modulus_bits}: noise has no largest "
+                "value, and lanes that share a word would carry"
+            )
         if mechanism is not None and self.modulus_bits < self.needed_bits:
             # No coarser steps allow a larger ratio: noise that is less fine costs more for the same variance.
             share = self.ring.rotated_share(int_bound=finest.int_bound + 1, share_variance=finest.share_variance)

@@ -139,7 +139,7 @@ def test_the_coarsest_bound_keeps_nine_tenths_of_the_clip(length):
 @pytest.mark.parametrize("length", [1000, 100_000])
 def test_coarse_steps_narrow_the_clip_and_bias_nothing_inside(length):
     """The mean over many codings of an update at the narrowed clip is that update."""
-    bound, rounds = coarsest_int_bound(length), 200
+    bound, rounds = coarsest_int_bound(length), 50
     encoder = IntegerEncoder(clip_norm=1.0, int_bound=bound)
     update = np.random.default_rng(length).normal(size=length)
     update *= 0.999 * encoder.first_clip(length) / np.linalg.norm(update)

@@ -20,6 +20,7 @@ from secagg import (
     PrivateWeights,
     Simulation,
     privacy_unit,
+    statement,
 )
 from secagg.datasets import dirichlet_partition, load_digits
 from secagg.pipeline import _indicator, _with_riders, finish, prepare
@@ -259,5 +260,6 @@ class TestConfiguration:
         assert lines["indicator"].value == config.indicator
         assert lines["count_stddev"].value == config.count_stddev
         assert "70%" in lines["clip_norm"].reason
+        assert "whether the update was clipped: they ride in the same vector" in statement(config)
         assert config.digest() != silo(unit(target_quantile=0.6)).digest()
         assert config.digest() != silo(unit(target_quantile=0.7, learning_rate=0.1)).digest()
