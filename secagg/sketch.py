@@ -1,8 +1,8 @@
 """Fewer coordinates a round: everybody sends the same random ones, and what was left out is not forgotten.
 
 A masked sum is linear, so a linear map on both sides fits it: all clients keep the same k of d coordinates, drawn
-anew in each round from a public seed; the server puts the mean back in their places. What a client did not send stays with it
-and is added to its next update (error feedback), so that in the long run every coordinate arrives.
+anew in each round from a public seed; the server puts the mean back in their places. What a client did not send stays
+with it and is added to its next update (error feedback), so that in the long run every coordinate arrives.
 
 Rules:
 

@@ -202,7 +202,7 @@ class TestRotation:
         words = [prepare(update, subject, rand=rand(), seed=self.SEED) for update in updates]
         ring_sum = (np.sum(words, axis=0, dtype=np.uint64) % 2**16).astype(np.uint32)
         released = finish(ring_sum, subject, survivors=range(clients), seed=self.SEED)
-        assert released.near_limit < 5
+        assert released.near_limit < 25  # about 4 of 20,000 lie beyond three quarters of the range
         mean = released.mean
         error = mean["w"] - updates[0]["w"]
         assert np.linalg.norm(error) / CLIP == pytest.approx(subject.relative_error, rel=0.05)
