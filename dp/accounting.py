@@ -61,6 +61,9 @@ def _orders() -> tuple[int, ...]:
 
 ORDERS: tuple[int, ...] = _orders()
 
+# How the sum of clipped units becomes integers, in `SkellamEvent.rounding`.
+ROUNDINGS = ("exact", "sum")
+
 # A secret draw compares 64 random bits with floor(q * 2^64): a smaller rate never draws anything.
 SMALLEST_RATE = Fraction(1, 2**64)
 # Sensitivity and noise that differ by more than a factor 2^32 are a mistake; within it no float can overflow.
@@ -82,6 +85,9 @@ class SkellamEvent:
             through `l1`.
         sampling_rate: rate in [2^-64, 1] at which each unit is included, by an independent draw that the adversary does
             not see. 1 means that no draw is made, or that the adversary knows it.
+        rounding: how the sensitivities were ensured: "exact", each unit was rounded and checked on its own; "sum", the
+            clipped units were summed in floats and rounded once, with a proven bound. For the record only: the
+            sensitivities already count it.
 
     Raises:
         TypeError: a rational field is not a `Fraction`.
@@ -93,6 +99,7 @@ class SkellamEvent:
     variance: Fraction
     dimension: int
     sampling_rate: Fraction = Fraction(1)
+    rounding: str = "exact"
 
     def __post_init__(self) -> None:
         for name in ("l2_squared", "l1", "variance", "sampling_rate"):
@@ -113,6 +120,8 @@ class SkellamEvent:
             raise ValueError(f"dimension must be an int >= 1, got {self.dimension!r}")
         if not SMALLEST_RATE <= self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in [2^-64, 1], got {self.sampling_rate}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {self.rounding!r}")
 
     def rdp(self) -> RdpCurve:
         """Rényi divergence bound of this release at each of `ORDERS`, in both directions of the neighbouring relation.
@@ -136,8 +145,9 @@ class SkellamEvent:
     def to_dict(self) -> dict[str, str | int]:
         """Lossless plain form: rationals as "numerator/denominator" text, plus the kind of event."""
         plain = {
-            name: value if isinstance(value, int) else f"{value.numerator}/{value.denominator}"
+            name: value if isinstance(value, int | str) else f"{value.numerator}/{value.denominator}"
             for name, value in asdict(self).items()
+            if (name, value) != ("rounding", "exact")  # events of ledgers that knew no other say nothing
         }
         return {"event": "skellam", **plain}
 
@@ -159,6 +169,7 @@ class SkellamEvent:
                 variance=_parse_fraction(data["variance"]),
                 dimension=dimension,
                 sampling_rate=_parse_fraction(data["sampling_rate"]),
+                rounding=str(data.get("rounding", "exact")),
             )
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise UnaccountableError(f"not a readable Skellam event: {error}") from error

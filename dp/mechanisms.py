@@ -49,6 +49,7 @@ class DistributedSkellam:
         min_survivors: fewest contributions that a round accepts, <= `clients`.
         max_colluders: clients that may work with the adversary, >= 0; `min_survivors - max_colluders` >= 2.
         sampling_rate: rate of the secret per-record draw inside each client, in [2^-64, 1]; 1 without one.
+        rounding: what ensures `int_bound`, see `SkellamEvent`: "exact" or "sum".
 
     Raises:
         TypeError: a rational field is not a `Fraction`.
@@ -62,6 +63,7 @@ class DistributedSkellam:
     min_survivors: int
     max_colluders: int
     sampling_rate: Fraction
+    rounding: str = "exact"
 
     def __post_init__(self) -> None:
         least = {"int_bound": 1, "dimension": 1, "clients": 2, "min_survivors": 2, "max_colluders": 0}
@@ -144,6 +146,7 @@ class DistributedSkellam:
             variance=honest * self.share_variance,
             dimension=self.dimension,
             sampling_rate=self.sampling_rate,
+            rounding=self.rounding,
         )
 
 
@@ -210,7 +213,7 @@ def calibrate(
         ValueError: an argument is outside its bound.
         CapacityError: no such `int_bound` within the largest share; the message names what would help.
     """
-    needed = least_int_bound(dimension)
+    least = least_int_bound(dimension)
 
     def release(int_bound: int, stddev: int) -> DistributedSkellam:
         return DistributedSkellam(
@@ -221,13 +224,16 @@ def calibrate(
             min_survivors=min_survivors,
             max_colluders=max_colluders,
             sampling_rate=unit.exact_rate if isinstance(unit, RecordLevel) else Fraction(1),
+            rounding=unit.rounding if isinstance(unit, RecordLevel) else "exact",
         )
 
     def within_budget(int_bound: int, stddev: int) -> bool:
         event = release(int_bound, stddev).event(survivors=min_survivors)
         return epsilon({event: unit.rounds}, delta=unit.delta) <= unit.epsilon
 
-    for stddev in share_stddevs:
+    # Rounding a sum takes sqrt(dimension) of the bound: prefer shares so fine that this is a sixty-fourth of it.
+    fine = 8 * least if isinstance(unit, RecordLevel) and unit.rounding == "sum" else least
+    for needed, stddev in dict.fromkeys((needed, stddev) for needed in (fine, least) for stddev in share_stddevs):
         if within_budget(needed, stddev):
             low, high = needed, MAX_INT_BOUND + 1
             while high - low > 1:
@@ -235,7 +241,7 @@ def calibrate(
                 low, high = (middle, high) if within_budget(middle, stddev) else (low, middle)
             return release(low, stddev)
     raise CapacityError(
-        f"int_bound must be >= 8 sqrt(dimension) = {needed}, and no such bound keeps epsilon {unit.epsilon} over "
+        f"int_bound must be >= 8 sqrt(dimension) = {least}, and no such bound keeps epsilon {unit.epsilon} over "
         f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
         "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )

@@ -21,9 +21,9 @@ Example:
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from .accounting import SMALLEST_RATE
+from .accounting import ROUNDINGS, SMALLEST_RATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,9 @@ class RecordLevel:
         sampling_rate: public Poisson rate q, in [2^-64, 1].
         records: public, declared total number of records over all clients, >= 1. Only a divisor: privacy does not rest
             on it.
+        rounding: "exact": every record's gradient is clipped, rounded and checked in integers on its own. "sum": ghost
+            clipping adds the clipped gradients in floats and rounds the sum once; far cheaper for large models, by a
+            proven bound that rests on float arithmetic (see `dp.record_level.ghost`).
 
     Raises:
         ValueError: a value is outside its bound; the message names both.
@@ -81,6 +84,7 @@ class RecordLevel:
     rounds: int
     sampling_rate: float
     records: int
+    rounding: Literal["exact", "sum"] = "exact"
 
     unit: ClassVar[str] = "record"
     adjacency: ClassVar[str] = "one record is added or removed; the number that the sum is divided by is public"
@@ -91,6 +95,8 @@ class RecordLevel:
         if not SMALLEST_RATE <= self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in [2^-64, 1], got {self.sampling_rate!r}")
         _check_count("records", self.records)
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {self.rounding!r}")
 
     @property
     def exact_rate(self) -> Fraction:

@@ -14,7 +14,7 @@ Rules:
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
 
@@ -92,27 +92,20 @@ class SecretPoissonSampler(Sampler[list[int]]):
         return indices
 
 
-class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
-    """Opacus' per-record gradients, from training batches of a fixed number of rows.
+class RowLayout:
+    """What `FixedRows` and `ghost.GhostRows` share: how a batch is laid out, and whose keys a state has."""
 
-    Outputs are picked out again, so the caller sees its own records only, and blank rows get no gradient. Outside
-    training it is the module itself. The keys of its `state_dict` are the module's own.
+    _module: nn.Module
+    training: bool
 
-    Args:
-        module: Called with tensors of one row per record (and other values, which pass through); returns tensors of one
-            row per record, alone or in tuples, lists and dictionaries.
-        rows: Rows per training batch, >= 1.
+    def lay_out(self, rows: int) -> None:
+        """Set the rows per training batch, >= 1.
 
-    Raises:
-        ValueError: `rows` is outside its bound.
-        NotImplementedError: A trained layer has buffers, which Opacus does not support.
-    """
-
-    def __init__(self, module: nn.Module, *, rows: int) -> None:
+        Raises:
+            ValueError: `rows` is outside its bound.
+        """
         if rows < 1:
             raise ValueError(f"rows must be >= 1, got {rows}")
-        super().__init__(module, loss_reduction="sum")
-        self.forbid_grad_accumulation()
         warnings.filterwarnings("ignore", message=re.escape(_BACKWARD_HOOK_WARNING))
         self.rows = rows
 
@@ -130,6 +123,12 @@ class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
         (count,) = heads.pop()
         total = self.rows * max(1, math.ceil(count / self.rows))
         places = torch.from_numpy(_random_places(count, total, rand=secure_random()))
+        return self.run_placed(args, kwargs, places=places, total=total)
+
+    def run_placed(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object], *, places: Tensor, total: int
+    ) -> object:
+        """Call the module on records in the given rows of a batch of `total` rows, and pick their outputs."""
 
         def place(value: object) -> object:
             if not isinstance(value, Tensor):
@@ -153,6 +152,28 @@ class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
     def load_state_dict(self, *args: object, **kwargs: object) -> object:
         """Load a state of the wrapped module."""
         return self._module.load_state_dict(*args, **kwargs)
+
+
+class FixedRows(RowLayout, GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' per-record gradients, from training batches of a fixed number of rows.
+
+    Outputs are picked out again, so the caller sees its own records only, and blank rows get no gradient. Outside
+    training it is the module itself. The keys of its `state_dict` are the module's own.
+
+    Args:
+        module: Called with tensors of one row per record (and other values, which pass through); returns tensors of one
+            row per record, alone or in tuples, lists and dictionaries.
+        rows: Rows per training batch, >= 1.
+
+    Raises:
+        ValueError: `rows` is outside its bound.
+        NotImplementedError: A trained layer has buffers, which Opacus does not support.
+    """
+
+    def __init__(self, module: nn.Module, *, rows: int) -> None:
+        super().__init__(module, loss_reduction="sum")
+        self.forbid_grad_accumulation()
+        self.lay_out(rows)
 
 
 def default_rows(length: int, *, rate: float) -> int:

@@ -8,7 +8,7 @@ Rules:
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -19,7 +19,7 @@ from opacus.grad_sample import AbstractGradSampleModule
 from opacus.optimizers import DPOptimizer
 from opacus.validators.errors import UnsupportedModuleError
 from opacus.validators.module_validator import ModuleValidator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +30,7 @@ from ..mechanisms import DistributedSkellam, calibrate
 from ..units import RecordLevel
 from .accountant import SkellamAccountant
 from .batches import FixedRows, IndexedDataset, SecretPoissonSampler, default_rows, with_batches
+from .ghost import GhostLoss, GhostRows
 from .optimizer import Aggregate, SecureDPOptimizer
 
 _DISTRIBUTED = (
@@ -48,13 +49,15 @@ _SECURE_MODE_WARNING = (  # beside the point: none of our randomness comes from 
 _SUPPORTED: Final[Mapping[str, object]] = {
     "poisson_sampling": True,
     "clipping": "flat",
-    "grad_sample_mode": "hooks",
     "batch_first": True,
     "wrap_model": True,
     "rand_on_empty": False,
     "noise_generator": None,
 }
 """Options of Opacus' `make_private` that have one right value here."""
+
+Private = tuple[nn.Module, SecureDPOptimizer, DataLoader[object]]
+GhostPrivate = tuple[nn.Module, SecureDPOptimizer, GhostLoss, DataLoader[object]]
 
 _accountants: WeakKeyDictionary[object, SkellamAccountant] = WeakKeyDictionary()  # by data set
 
@@ -93,11 +96,12 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         min_survivors: int | None = None,
         max_colluders: int | None = None,
         aggregate: Aggregate | None = None,
-        criterion: nn.Module | None = None,
+        criterion: Callable[..., Tensor] | None = None,
         loss_reduction: str = "mean",
+        grad_sample_mode: str = "hooks",
         physical_batch_size: int | None = None,
         **options: object,
-    ) -> tuple[nn.Module, SecureDPOptimizer, DataLoader[object]]:
+    ) -> Private | GhostPrivate:
         """Make a client's training loop private at record level.
 
         Args:
@@ -111,15 +115,17 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
             min_survivors: Fewest contributions that a round accepts.
             max_colluders: Clients that may work with the adversary.
             aggregate: See `SecureDPOptimizer`.
-            criterion: The loss module, if there is one: its `reduction` is then checked.
+            criterion: The loss, if it is a module: its `reduction` is then checked. Ghost clipping needs it.
             loss_reduction: Must be "sum", as the loss must be; the default of Opacus is refused.
+            grad_sample_mode: "hooks", per-record gradients for `rounding="exact"`, or "ghost" for `rounding="sum"`.
             physical_batch_size: Rows that a training batch is laid out in; by default enough for nearly every draw.
                 With a `BatchMemoryManager`, set both to the same size.
             options: Other options of Opacus, at the one value that is supported.
 
         Returns:
-            The module, wrapped, with the same `state_dict` keys (`to_standard_module()` unwraps it); the optimizer; the
-            data loader, one pass of which is floor(1/q) rounds.
+            The module, wrapped, with the same `state_dict` keys (`to_standard_module()` unwraps it); the optimizer; with
+            "ghost" the criterion, on whose result `backward()` is to be called; the data loader, one pass of which is
+            floor(1/q) rounds.
 
         Raises:
             ValueError: Something is unsupported, already private or inconsistent.
@@ -130,6 +136,7 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         _check_options(options)
         _check_loss(loss_reduction, criterion)
         _check_module(module, optimizer)
+        _check_mode(grad_sample_mode, unit, module, criterion)
         self.validate(module=module, optimizer=None, data_loader=None)
         dataset = data_loader.dataset
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, IndexedDataset):
@@ -153,7 +160,11 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         length = len(dataset)
         sampler = SecretPoissonSampler(length, rate=unit.exact_rate, on_start=private.restart)
         rows = default_rows(length, rate=unit.sampling_rate) if physical_batch_size is None else physical_batch_size
-        return FixedRows(module, rows=rows), private, with_batches(data_loader, dataset=dataset, sampler=sampler)
+        loader = with_batches(data_loader, dataset=dataset, sampler=sampler)
+        if grad_sample_mode == "ghost" and criterion is not None:
+            ghost = GhostRows(module, rows=rows)
+            return ghost, private, GhostLoss(ghost, private, criterion), loader
+        return FixedRows(module, rows=rows), private, loader
 
     def make_private_with_epsilon(self, **_: object) -> None:
         """Refused: `make_private` already calibrates to the budget of the unit.
@@ -199,6 +210,24 @@ def _check_loss(loss_reduction: str, criterion: nn.Module | None) -> None:
                 f'{name} must be "sum", got {reduction!r}: a mean divides every record\'s gradient by the size of the '
                 'secret batch. Build the loss with reduction="sum" and declare loss_reduction="sum"; the step is '
                 "divided by the public expected batch size in any case"
+            )
+
+
+def _check_mode(mode: str, unit: RecordLevel, module: nn.Module, criterion: object) -> None:
+    """Each rounding has one way to get gradients."""
+    wanted = {"exact": "hooks", "sum": "ghost"}[unit.rounding]
+    if mode != wanted:
+        raise ValueError(f'grad_sample_mode must be {wanted!r} with rounding {unit.rounding!r}, got {mode!r}')
+    if mode == "hooks":
+        return
+    if criterion is None:
+        raise ValueError("ghost clipping needs the criterion: pass it, and call backward() on what its wrapper returns")
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad and names.setdefault(parameter, name) != name:
+            raise ValueError(
+                f"{names[parameter]} and {name} are tied: ghost clipping cannot norm their gradient; untie them, or "
+                'take rounding="exact" with grad_sample_mode="hooks"'
             )
 
 

@@ -4,6 +4,7 @@ Rules:
 
 - The integers of a record depend on its own gradient and on coins that are shared by all records of a logical batch and
   depend on no data. So, for the same coins, removing a record moves the integer sum by exactly its integers.
+- With `rounding="sum"` the clipped sum comes from `ghost` and is rounded once; its bound is proved there.
 - A round is charged before its noise is drawn. Nothing that happens afterwards can make it free.
 """
 
@@ -22,6 +23,7 @@ from ..mechanisms import DistributedSkellam, NoisedIntegers
 from ..samplers import FloatVector, Int64Vector, RandomBytes, secure_random
 from ..units import RecordLevel
 from .accountant import SkellamAccountant
+from .ghost import sum_clip, terms_covered
 
 Aggregate = Callable[[NoisedIntegers], tuple[Int64Vector, int]]
 """Carries one contribution through a round: returns the integer sum over the survivors, and how many survived."""
@@ -44,6 +46,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         mechanism: The release of one round.
         accountant: Holds every round at its worst case from the contribution on, and at its survivors once applied.
         rejected_records: Rows so far whose gradient was not finite; they counted as zero. Publishing it is a leak.
+        record_clip: With `rounding="sum"`, the norm that records are clipped to: below `clip_norm`, since rounding and
+            float sums take their part of the bound.
 
     Args:
         optimizer: The optimizer to wrap. Its trainable parameters, in order, are the coordinates of the sum. Per-record
@@ -54,7 +58,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         aggregate: Carries a contribution through a round, blocking. If it raises, the round stays charged and is over.
 
     Raises:
-        ValueError: `mechanism` is not for this unit or not for these parameters.
+        ValueError: `mechanism` is not for this unit or not for these parameters, or parameters are of a precision that
+            the unit's rounding does not cover.
         CapacityError: Its `int_bound` is below 8·√d.
     """
 
@@ -79,6 +84,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             raise ValueError(f"mechanism is for {mechanism.dimension} coordinates, the optimizer trains {dimension}")
         if mechanism.sampling_rate != unit.exact_rate:
             raise ValueError(f"mechanism has sampling rate {mechanism.sampling_rate}, the unit {unit.exact_rate}")
+        if mechanism.rounding != unit.rounding:
+            raise ValueError(f"mechanism has rounding {mechanism.rounding!r}, the unit {unit.rounding!r}")
         self.unit = unit
         self.mechanism = mechanism
         self.accountant = accountant
@@ -88,7 +95,11 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._encoder.require_capacity(dimension)
         self._rand = secure_random()
         self._coins: FloatVector | None = None
-        self._sum: FloatVector = np.zeros(dimension)
+        self._sum: FloatVector = np.zeros(dimension)  # integers, or with rounding "sum" gradients
+        self.record_clip = sum_clip(self._encoder, dimension)
+        self._terms_covered = terms_covered(self.params) if unit.rounding == "sum" else 0
+        self._terms = 0
+        self._handed_over = False
         self._in_flight: SkellamEvent | None = None
 
     @property
@@ -136,6 +147,10 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         rand = self._rand if rand is None else rand
         self._accumulate(rand=rand)
         self._check_skip_next_step()
+        if self.unit.rounding == "sum":
+            self._sum *= self._encoder.int_bound / self._encoder.clip_norm
+            self._sum += _draw_coins(self._sum.size, rand=rand)
+            np.floor(self._sum, out=self._sum)
         integers = self._sum.astype(np.int64)
         self._drop_batch()
         reserved = self.mechanism.event(survivors=self.mechanism.min_survivors)
@@ -214,13 +229,53 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             self.apply(total, survivors=survivors)
             on_failure.pop_all()
 
+    def take_sum(self, *, terms: int, rejected: int) -> None:
+        """Add the clipped sum that ghost clipping left in the parameters, once per physical batch.
+
+        Args:
+            terms: K·rows of this batch, see `ghost`.
+            rejected: Records that counted as absent.
+
+        Raises:
+            UnsafeUpdateError: The last batch was not followed by a step, the sum is not finite, or float sums over so
+                many terms may pass the margin.
+        """
+        if self.unit.rounding != "sum":
+            raise UnsafeUpdateError(f"the unit's rounding is {self.unit.rounding!r}: gradients come per record")
+        if self._handed_over:
+            raise UnsafeUpdateError("gradients of several backward passes are mixed: step after each")
+        if self._terms + terms > self._terms_covered:
+            raise UnsafeUpdateError(
+                f"float sums over rows x rows x places = {self._terms + terms} terms may pass the margin of rounding "
+                f'"sum", which covers {self._terms_covered}: lower physical_batch_size, call module.double(), or take '
+                'rounding="exact"'
+            )
+        sums = [parameter.grad for parameter in self.params]
+        if not all(isinstance(part, Tensor) and bool(torch.isfinite(part).all()) for part in sums):
+            raise UnsafeUpdateError("the clipped sum is missing or not finite")
+        self._terms += terms
+        self._handed_over = True
+        self.rejected_records += rejected
+        offset = 0
+        for parameter in self.params:
+            self._sum[offset : offset + parameter.numel()] += parameter.grad.double().flatten().cpu().numpy()
+            offset += parameter.numel()
+            parameter.grad = None
+
     def _accumulate(self, *, rand: RandomBytes) -> None:
         """Encode what the last backward pass left."""
+        if self.unit.rounding == "sum":
+            if any(parameter.grad is not None for parameter in self.params):
+                raise UnsafeUpdateError(
+                    "gradients were not clipped: call backward() on the loss of the criterion that make_private returned"
+                )
+            self._handed_over = False
+            return
         gradients = _record_gradients(self.params)
         if not gradients:
             return
         if self._coins is None:
-            self._coins = np.frombuffer(rand(4 * self._sum.size), dtype="<u4") * 2.0**-32
+            self._coins = _draw_coins(self._sum.size, rand=rand)
         integers, rejected = encode_rows(gradients, coins=self._coins, encoder=self._encoder)
         self._sum += integers
         self.rejected_records += rejected
@@ -231,6 +286,13 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         """Start the next logical batch, with fresh coins."""
         self._coins = None
         self._sum.fill(0)
+        self._terms = 0
+        self._handed_over = False
+
+
+def _draw_coins(length: int, *, rand: RandomBytes) -> FloatVector:
+    """float64[length] in [0, 1), multiples of 2^-32."""
+    return np.frombuffer(rand(4 * length), dtype="<u4") * 2.0**-32
 
 
 def _record_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:
