@@ -15,7 +15,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +37,7 @@ from dp import (
     required_bits,
 )
 from dp.encoding import MAX_INT_BOUND, least_int_bound
+from dp.mechanisms import SHARE_STDDEVS
 from protocols import ClientPolicy, RoundConfig, required_threshold
 from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
@@ -53,6 +54,7 @@ UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
 }
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
 MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
+_COUNTS = ("rounds", "records")  # arguments of privacy units that are integers
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
 
 
@@ -134,7 +136,8 @@ class AggregationConfig:
             )
             mechanism = fit()
             object.__setattr__(self, "mechanism", mechanism)
-            for coarser in COARSER_STDDEVS:
+            finer = [stddev for stddev in reversed(SHARE_STDDEVS) if stddev**2 < mechanism.share_variance]
+            for coarser in (*finer, *COARSER_STDDEVS):
                 if self.needed_bits <= self.modulus_bits or self.modulus_bits not in NATIVE_BITS:
                     break
                 try:
@@ -332,7 +335,7 @@ class AggregationConfig:
             "corrupt_holders": self.corrupt_holders,
             "threshold": self.threshold,
             "modulus_bits": self.modulus_bits,
-            "privacy": {"unit": self.privacy.unit, **_plain_numbers(asdict(self.privacy))},
+            "privacy": {"unit": self.privacy.unit, **_plain(asdict(self.privacy))},
             "application": self.application,
             "int_bound": self.encoder.int_bound,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
@@ -389,16 +392,19 @@ def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
     name = arguments.pop("unit", None)
     if not isinstance(name, str) or name not in UNITS:
         raise ValueError(f"privacy unit must be one of {sorted(UNITS)}, got {name!r}")
-    known = {entry.name for entry in fields(UNITS[name])}
-    if known != set(arguments):
-        missing, unknown = sorted(known - set(arguments)), sorted(set(arguments) - known)
+    known = {entry.name: entry.default is MISSING for entry in fields(UNITS[name])}
+    missing = sorted(entry for entry, required in known.items() if required and entry not in arguments)
+    unknown = sorted(set(arguments) - set(known))
+    if missing or unknown:
         raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}")
     return UNITS[name](**arguments)
 
 
-def _plain_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
-    """Counts as int, all else as float: 1 and 1.0 of two parties must give one digest."""
-    return {name: value if name in ("rounds", "records") else float(value) for name, value in values.items()}
+def _plain(values: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """Counts as int, other numbers as float: 1 and 1.0 of two parties must give one digest."""
+    return {
+        name: value if name in _COUNTS or isinstance(value, str) else float(value) for name, value in values.items()
+    }
 
 
 def _choose_graph(clients: int, max_colluders: int, max_dropouts: int) -> Degree | None:

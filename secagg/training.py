@@ -243,31 +243,34 @@ class _FederatedSgd:
         trained, agreed = list(parameters_of(model)), [entry.name for entry in config.layout.entries]
         if trained != agreed:
             raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
-        self._loss = loss
         self._model = model
         self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
-        self._parties = {}
+        self._parties: dict[int, tuple[Any, ...]] = {}
         for client, data in clients.items():
             own = model_fn()
-            module, optimizer, loader = SecurePrivacyEngine().make_private(
+            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
                 module=own,
                 optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
                 data_loader=DataLoader(data),
                 unit=config.privacy,
                 mechanism=config.mechanism,
                 loss_reduction="sum",
+                criterion=loss,
+                grad_sample_mode="ghost" if config.privacy.rounding == "sum" else "hooks",
             )
-            self._parties[client] = (own, module, optimizer, _forever(loader))
+            module, optimizer, *criterion, loader = made
+            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
 
     def update(self, client: int, start: Arrays) -> Update:
         """The client's noised sum of clipped per-record gradients on one secret batch."""
-        own, module, optimizer, batches = self._parties[client]
+        own, module, optimizer, loss, batches = self._parties[client]
         optimizer.abandon()
         load_parameters(own, start)
         features, targets = next(batches)
         if len(targets):
-            torch.autograd.backward(self._loss(module(features), targets))
-        return optimizer.contribution()
+            loss(module(features), targets).backward()
+        contribution: Update = optimizer.contribution()
+        return contribution
 
     def step(self, state: Arrays, result: AggregationResult) -> Arrays:
         """The next model: the server's optimizer on the noised mean gradient."""

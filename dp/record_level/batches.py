@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class SecretPoissonSampler(Sampler[list[int]]):
 class RowLayout:
     """What `FixedRows` and `ghost.GhostRows` share: how a batch is laid out, and whose keys a state has."""
 
-    _module: nn.Module
+    _module: Any
     training: bool
 
     def lay_out(self, rows: int) -> None:

@@ -123,9 +123,9 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
             options: Other options of Opacus, at the one value that is supported.
 
         Returns:
-            The module, wrapped, with the same `state_dict` keys (`to_standard_module()` unwraps it); the optimizer; with
-            "ghost" the criterion, on whose result `backward()` is to be called; the data loader, one pass of which is
-            floor(1/q) rounds.
+            The module, wrapped, with the same `state_dict` keys (`to_standard_module()` unwraps it); the optimizer;
+            with "ghost" the criterion, on whose result `backward()` is to be called; the data loader, one pass of which
+            is floor(1/q) rounds.
 
         Raises:
             ValueError: Something is unsupported, already private or inconsistent.
@@ -198,7 +198,7 @@ def _check_options(options: Mapping[str, object]) -> None:
             raise ValueError(f"{name} must be {_SUPPORTED[name]!r}, got {value!r}: nothing else is supported")
 
 
-def _check_loss(loss_reduction: str, criterion: nn.Module | None) -> None:
+def _check_loss(loss_reduction: str, criterion: object) -> None:
     """Both the declaration and the criterion must say "sum"."""
     reductions = {
         "loss_reduction": loss_reduction,
@@ -217,7 +217,7 @@ def _check_mode(mode: str, unit: RecordLevel, module: nn.Module, criterion: obje
     """Each rounding has one way to get gradients."""
     wanted = {"exact": "hooks", "sum": "ghost"}[unit.rounding]
     if mode != wanted:
-        raise ValueError(f'grad_sample_mode must be {wanted!r} with rounding {unit.rounding!r}, got {mode!r}')
+        raise ValueError(f"grad_sample_mode must be {wanted!r} with rounding {unit.rounding!r}, got {mode!r}")
     if mode == "hooks":
         return
     if criterion is None:

@@ -128,9 +128,7 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
         self._call = (args, kwargs, places, total)
         return outputs
 
-    def capture_activations_hook(
-        self, module: nn.Module, forward_input: list[Tensor], forward_output: Tensor
-    ) -> None:
+    def capture_activations_hook(self, module: nn.Module, forward_input: list[Tensor], forward_output: Tensor) -> None:
         """Opacus' hook, which also counts the terms of every layer's float sums."""
         super().capture_activations_hook(module, forward_input, forward_output)
         if self.hooks_enabled and self.training and torch.is_grad_enabled():
@@ -174,10 +172,7 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
         try:
             torch.autograd.backward(
                 self._outputs,
-                [
-                    gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1))
-                    for gradient in gradients
-                ],
+                [gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients],
             )
         finally:
             self.enable_hooks()
@@ -191,7 +186,9 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
         for name, parameter in trainable_parameters(self._module):
             norm = getattr(parameter, "_norm_sample", None)
             if norm is None:
-                raise UnsafeUpdateError(f"parameter {name} took no part in the loss: freeze it with requires_grad_(False)")
+                raise UnsafeUpdateError(
+                    f"parameter {name} took no part in the loss: freeze it with requires_grad_(False)"
+                )
             squared = squared + norm.double().cpu().square()
         return torch.as_tensor(squared).sqrt()
 
@@ -201,13 +198,11 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
         self._terms.clear()
         for layer in self._module.modules():
             for name in ("activations", "max_batch_len"):
-                if hasattr(layer, name):
-                    delattr(layer, name)
+                layer.__dict__.pop(name, None)
         for _, parameter in trainable_parameters(self._module):
-            parameter._norm_sample = None  # type: ignore[attr-defined]
-            parameter._forward_counter = 0  # type: ignore[attr-defined]
-            parameter._current_grad_sample = None  # type: ignore[attr-defined]
-            parameter.grad_sample = None  # type: ignore[attr-defined]
+            for name in ("_norm_sample", "_current_grad_sample"):
+                parameter.__dict__.pop(name, None)
+            parameter._forward_counter = 0
 
     def _require_full_precision(self) -> None:
         """The margin is for float32 sums: reduced precision would pass it."""
@@ -222,7 +217,7 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
                 raise UnsafeUpdateError(f'{name} reduces the precision of sums: rounding "sum" needs full float32')
 
 
-def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
     """Norms of a linear layer's gradients, over any number of places in a record.
 
     In float64: the squared norm over several places is a difference of large numbers, and what float32 loses in it, a
@@ -230,21 +225,22 @@ def _linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor
     """
     error = backprops.double().flatten(1, -2) if backprops.dim() > 2 else backprops.double()[:, None]
     value = activations[0].double().reshape(len(error), error.shape[1], -1)
-    norms = {}
-    if layer.weight.requires_grad:
+    trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+    norms: dict[Tensor, Tensor] = {}
+    if layer.weight in trained:
         if error.shape[1] == 1:
             squared = error.square().sum((1, 2)) * value.square().sum((1, 2))
         else:
             squared = ((error @ error.mT) * (value @ value.mT)).sum((1, 2)).clamp(min=0.0)
         norms[layer.weight] = squared.sqrt()
-    if layer.bias is not None and layer.bias.requires_grad:
+    if layer.bias in trained:
         norms[layer.bias] = error.sum(1).square().sum(1).sqrt()
     return norms
 
 
-def _embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+def _embedding_norms(layer: nn.Embedding, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
     """Norms of an embedding's gradients: what places with the same index add up to."""
-    index = activations[0].flatten(1)
+    index = activations[0].reshape(len(activations[0]), -1)
     error = backprops.double().reshape(*index.shape, -1)
     counted = torch.ones_like(index, dtype=torch.bool) if layer.padding_idx is None else index != layer.padding_idx
     same = (index[:, :, None] == index[:, None, :]) & counted[:, :, None] & counted[:, None, :]
@@ -262,7 +258,7 @@ def _features(layer: nn.Module) -> int:
             return int(layer.weight.shape[0])
         case nn.Embedding():
             return int(layer.weight.shape[1])
-        case nn.GroupNorm() | nn.LayerNorm() if layer.weight is not None:
+        case nn.GroupNorm() | nn.LayerNorm():
             return int(layer.weight.numel())
         case _:
             return 1
@@ -304,7 +300,7 @@ class PendingLoss:
 
     def backward(self) -> None:
         """Both passes: the clipped sum is in the optimizer afterwards."""
-        self._value.backward(retain_graph=True)
+        torch.autograd.backward(self._value, retain_graph=True)
         self._module.hand_over(self._optimizer)
 
     def detach(self) -> Tensor:

@@ -267,7 +267,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         if self.unit.rounding == "sum":
             if any(parameter.grad is not None for parameter in self.params):
                 raise UnsafeUpdateError(
-                    "gradients were not clipped: call backward() on the loss of the criterion that make_private returned"
+                    "gradients were not clipped: call backward() on the loss of the criterion that make_private "
+                    "returned"
                 )
             self._handed_over = False
             return
