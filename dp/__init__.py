@@ -15,12 +15,16 @@ Example:
 
 from .accounting import (
     ORDERS,
+    DiscreteGaussianEvent,
     EpsilonLadder,
+    GaussianEvent,
+    PrivacyEvent,
     RdpCurve,
     SkellamEvent,
     best_order,
     epsilon,
     epsilon_of_rdp,
+    event_from_dict,
     ladder,
     rdp_budget,
 )
@@ -35,7 +39,14 @@ from .errors import (
     UnsafeUpdateError,
 )
 from .ledger import LedgerEntry, LedgerState, PrivacyBudget, PrivacyLedger, Reservation
-from .mechanisms import DistributedSkellam, NoisedIntegers, calibrate
+from .mechanisms import (
+    LAWS,
+    DistributedDiscreteGaussian,
+    DistributedNoise,
+    DistributedSkellam,
+    NoisedIntegers,
+    calibrate,
+)
 from .samplers import (
     FloatMatrix,
     FloatVector,
@@ -43,6 +54,7 @@ from .samplers import (
     RandomBytes,
     UInt32Vector,
     poisson_draw,
+    sample_discrete_gaussian,
     sample_skellam,
     secure_random,
 )
@@ -51,14 +63,19 @@ from .units import ClientLevel, NoPrivacy, PrivacyUnit, RecordLevel
 __secagg_version__ = "0.1.0"
 
 __all__ = [
+    "LAWS",
     "ORDERS",
     "BudgetExceededError",
     "CapacityError",
     "ClientLevel",
+    "DiscreteGaussianEvent",
+    "DistributedDiscreteGaussian",
+    "DistributedNoise",
     "DistributedSkellam",
     "EpsilonLadder",
     "FloatMatrix",
     "FloatVector",
+    "GaussianEvent",
     "Int64Vector",
     "IntegerEncoder",
     "LedgerEntry",
@@ -68,6 +85,7 @@ __all__ = [
     "NoisedIntegers",
     "PrivacyBudget",
     "PrivacyError",
+    "PrivacyEvent",
     "PrivacyLedger",
     "PrivacyUnit",
     "RandomBytes",
@@ -83,11 +101,13 @@ __all__ = [
     "clip_by_l2",
     "epsilon",
     "epsilon_of_rdp",
+    "event_from_dict",
     "from_ring",
     "ladder",
     "poisson_draw",
     "rdp_budget",
     "required_bits",
+    "sample_discrete_gaussian",
     "sample_skellam",
     "secure_random",
     "to_ring",

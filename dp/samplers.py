@@ -5,8 +5,8 @@ This module owns the one seam through which randomness enters `dp`, and the nois
 - Randomness is a `RandomBytes`: a callable that returns the next n bytes of a stream. In production it is
   `secure_random()`; tests pass any other.
 - No float decides a draw. Noise comes from a table of 127-bit cumulative probabilities, built in Python integers and
-  kept per law and variance. Each probability is off by less than 2⁻¹²⁷, so d draws are within d·(K + 1)·2⁻¹²⁷ of the law in
-  total variation, where K, the largest draw, is about 14 standard deviations.
+  kept per law and variance. Each probability is off by less than 2⁻¹²⁷, so d draws are within d·(K + 1)·2⁻¹²⁷ of the
+  law in total variation, where K, the largest draw, is about 14 standard deviations.
 - Table look-ups are not constant-time: whoever can measure this process's cache or clock may learn about its own noise.
 - Noise is never logged, stored or drawn twice from the same bytes.
 

@@ -15,10 +15,10 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from ..accounting import SkellamEvent
+from ..accounting import PrivacyEvent
 from ..encoding import IntegerEncoder, lower_norm
 from ..errors import UnaccountableError, UnsafeUpdateError
-from ..mechanisms import DistributedSkellam, NoisedIntegers
+from ..mechanisms import DistributedNoise, NoisedIntegers
 from ..samplers import FloatVector, Int64Vector, RandomBytes, secure_random
 from ..units import RecordLevel
 from .accountant import SkellamAccountant
@@ -63,7 +63,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         optimizer: torch.optim.Optimizer,
         *,
         unit: RecordLevel,
-        mechanism: DistributedSkellam,
+        mechanism: DistributedNoise,
         accountant: SkellamAccountant,
         aggregate: Aggregate | None = None,
     ) -> None:
@@ -89,7 +89,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._rand = secure_random()
         self._coins: FloatVector | None = None
         self._sum: FloatVector = np.zeros(dimension)
-        self._in_flight: SkellamEvent | None = None
+        self._in_flight: PrivacyEvent | None = None
 
     @property
     def accumulated_iterations(self) -> int:
