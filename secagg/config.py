@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from dp import (
+    LAWS,
     CapacityError,
     ClientLevel,
-    DistributedSkellam,
+    DistributedNoise,
     EpsilonLadder,
     IntegerEncoder,
     NoPrivacy,
@@ -67,6 +68,7 @@ class AggregationConfig:
         max_colluders: clients that may work with the server without voiding the guarantee.
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
+        noise_law: of the clients' noise shares, "skellam" or "discrete_gaussian"; the same epsilon to four digits.
         application: free text that keeps rounds of different applications apart.
         degree: derived: neighbours that a client shares masks with.
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
@@ -84,11 +86,12 @@ class AggregationConfig:
     max_colluders: int
     privacy: PrivacyUnit
     modulus_bits: int = 32
+    noise_law: str = "skellam"
     application: str = ""
     degree: int = field(init=False)
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
-    mechanism: DistributedSkellam | None = field(init=False)
+    mechanism: DistributedNoise | None = field(init=False)
     _digest: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,10 @@ class AggregationConfig:
             raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
+        if self.noise_law not in LAWS:
+            raise ValueError(f"noise_law must be one of {sorted(LAWS)}, got {self.noise_law!r}")
+        if isinstance(self.privacy, NoPrivacy) and self.noise_law != "skellam":
+            raise ValueError(f"noise_law {self.noise_law!r} has no meaning without privacy: there is no noise")
         self._derive_graph()
         self._derive_noise()
         object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
@@ -131,6 +138,7 @@ class AggregationConfig:
                 clients=self.clients,
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
+                law=self.noise_law,
             )
             mechanism = fit()
             object.__setattr__(self, "mechanism", mechanism)
@@ -169,6 +177,7 @@ class AggregationConfig:
         max_colluders: int,
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
+        noise_law: str = "skellam",
         application: str = "",
     ) -> AggregationConfig:
         """A few known institutions that all take part: the complete graph (SecAgg).
@@ -180,6 +189,7 @@ class AggregationConfig:
             max_colluders: how many may work with the server; there is no default, since it is a claim about people.
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
+            noise_law: "skellam" (default) or "discrete_gaussian".
             application: free text that keeps different applications apart.
 
         Raises:
@@ -195,6 +205,7 @@ class AggregationConfig:
             max_colluders=max_colluders,
             privacy=privacy,
             modulus_bits=modulus_bits,
+            noise_law=noise_law,
             application=application,
         )
 
@@ -208,6 +219,7 @@ class AggregationConfig:
         max_colluders: int,
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
+        noise_law: str = "skellam",
         application: str = "",
     ) -> AggregationConfig:
         """A large cohort: each client shares masks with a few neighbours only (SecAgg+). Arguments as for `cross_silo`.
@@ -223,6 +235,7 @@ class AggregationConfig:
             max_colluders=max_colluders,
             privacy=privacy,
             modulus_bits=modulus_bits,
+            noise_law=noise_law,
             application=application,
         )
 
@@ -335,6 +348,7 @@ class AggregationConfig:
             "privacy": {"unit": self.privacy.unit, **_plain_numbers(asdict(self.privacy))},
             "application": self.application,
             "int_bound": self.encoder.int_bound,
+            "noise_law": None if mechanism is None else mechanism.law,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
 
