@@ -28,7 +28,9 @@ from .accounting import (
     ladder,
     rdp_budget,
 )
+from .central import CentralGaussian
 from .clipping import clip_by_l2
+from .comparison import ComparisonRow, compare
 from .encoding import IntegerEncoder, from_ring, required_bits, to_ring
 from .errors import (
     BudgetExceededError,
@@ -67,7 +69,9 @@ __all__ = [
     "ORDERS",
     "BudgetExceededError",
     "CapacityError",
+    "CentralGaussian",
     "ClientLevel",
+    "ComparisonRow",
     "DiscreteGaussianEvent",
     "DistributedDiscreteGaussian",
     "DistributedNoise",
@@ -99,6 +103,7 @@ __all__ = [
     "best_order",
     "calibrate",
     "clip_by_l2",
+    "compare",
     "epsilon",
     "epsilon_of_rdp",
     "event_from_dict",

@@ -38,6 +38,7 @@ from dp import (
     required_bits,
 )
 from dp.encoding import MAX_INT_BOUND, least_int_bound
+from dp.units import NO_CLIENT_RATE
 from protocols import ClientPolicy, RoundConfig, required_threshold
 from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
@@ -406,7 +407,8 @@ def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
     known = {entry.name for entry in fields(UNITS[name])}
     if known != set(arguments):
         missing, unknown = sorted(known - set(arguments)), sorted(set(arguments) - known)
-        raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}")
+        reason = f": {NO_CLIENT_RATE}" if name == "client" and "sampling_rate" in unknown else ""
+        raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}{reason}")
     return UNITS[name](**arguments)
 
 

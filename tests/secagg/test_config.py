@@ -494,6 +494,7 @@ class TestToml:
             ('"record"', '"records"', "privacy unit must be one of .* got 'records'"),
             ('"record"', '["record"]', "privacy unit must be one of"),
             ('unit = "record"', "", "privacy unit must be one of .* got None"),
+            ('"record"', '"client"', "unknown .*sampling_rate.*: .* knows which clients take part"),
             ("delta = 1e-6", "", "delta"),
             ("delta = 1e-6", "delta = 1e-6\ndetla = 1", "detla"),
             ("delta = 1e-6", "delta = 2", "delta must be in"),

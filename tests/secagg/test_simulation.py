@@ -148,7 +148,7 @@ class TestEveryPatternOfSilence:
         np.testing.assert_allclose(result.mean["w"], np.mean(clipped, axis=0), atol=step + room, rtol=0)
 
     @settings(max_examples=25)
-    @given(plan=plans(units=("client", "record")))
+    @given(plan=plans(units=("client", "gaussian", "record")))
     def test_ledgers_tell_what_happened(self, plan: Plan) -> None:
         with tempfile.TemporaryDirectory() as folder:
             simulation = Simulation(plan.config, clients=plan.clients, ledger_directory=folder)
