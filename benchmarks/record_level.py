@@ -1,7 +1,7 @@
 """One step of DP-SGD through Opacus: what `exact` and `sum` rounding cost beside Opacus' own steps.
 
 - `hooks` and `ghost` are Opacus' optimizers without noise: the floors. `exact` and `sum` are ours, on the same rows.
-- `step_s` is CPU time of forward, backward, clipping and the optimizer's step in one thread, without noise; `noise_s` is
+- `step_s` is CPU time of forward, backward, clipping and the step in one thread, without noise; `noise_s` is
   that of one noise share. Times are the least of several steps.
 - `peak_bytes` is what a step adds to the process' resident memory, each variant in a process of its own.
 - Data is random: neither time nor memory depends on it.
@@ -51,7 +51,7 @@ def _command(options: argparse.Namespace) -> int:
                 steps[variant] = alone.apply(measure, (name, variant, batch, options.repeat))
         models.append({
             "model": name,
-            "parameters": [facts.pop("parameters") for facts in steps.values()][0],
+            "parameters": min([facts.pop("parameters") for facts in steps.values()]),
             "batch": batch,
             "exact_over_hooks": steps["exact"]["step_s"] / steps["hooks"]["step_s"],
             "sum_over_ghost": steps["sum"]["step_s"] / steps["ghost"]["step_s"],

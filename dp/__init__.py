@@ -15,16 +15,22 @@ Example:
 
 from .accounting import (
     ORDERS,
+    DiscreteGaussianEvent,
     EpsilonLadder,
+    GaussianEvent,
+    PrivacyEvent,
     RdpCurve,
     SkellamEvent,
     best_order,
     epsilon,
     epsilon_of_rdp,
+    event_from_dict,
     ladder,
     rdp_budget,
 )
+from .central import CentralGaussian
 from .clipping import clip_by_l2
+from .comparison import ComparisonRow, compare
 from .encoding import IntegerEncoder, from_ring, required_bits, to_ring
 from .errors import (
     BudgetExceededError,
@@ -35,7 +41,14 @@ from .errors import (
     UnsafeUpdateError,
 )
 from .ledger import LedgerEntry, LedgerState, PrivacyBudget, PrivacyLedger, Reservation
-from .mechanisms import DistributedSkellam, NoisedIntegers, calibrate
+from .mechanisms import (
+    LAWS,
+    DistributedDiscreteGaussian,
+    DistributedNoise,
+    DistributedSkellam,
+    NoisedIntegers,
+    calibrate,
+)
 from .samplers import (
     FloatMatrix,
     FloatVector,
@@ -43,6 +56,7 @@ from .samplers import (
     RandomBytes,
     UInt32Vector,
     poisson_draw,
+    sample_discrete_gaussian,
     sample_skellam,
     secure_random,
 )
@@ -51,14 +65,21 @@ from .units import ClientLevel, NoPrivacy, PrivacyUnit, RecordLevel
 __secagg_version__ = "0.1.0"
 
 __all__ = [
+    "LAWS",
     "ORDERS",
     "BudgetExceededError",
     "CapacityError",
+    "CentralGaussian",
     "ClientLevel",
+    "ComparisonRow",
+    "DiscreteGaussianEvent",
+    "DistributedDiscreteGaussian",
+    "DistributedNoise",
     "DistributedSkellam",
     "EpsilonLadder",
     "FloatMatrix",
     "FloatVector",
+    "GaussianEvent",
     "Int64Vector",
     "IntegerEncoder",
     "LedgerEntry",
@@ -68,6 +89,7 @@ __all__ = [
     "NoisedIntegers",
     "PrivacyBudget",
     "PrivacyError",
+    "PrivacyEvent",
     "PrivacyLedger",
     "PrivacyUnit",
     "RandomBytes",
@@ -81,13 +103,16 @@ __all__ = [
     "best_order",
     "calibrate",
     "clip_by_l2",
+    "compare",
     "epsilon",
     "epsilon_of_rdp",
+    "event_from_dict",
     "from_ring",
     "ladder",
     "poisson_draw",
     "rdp_budget",
     "required_bits",
+    "sample_discrete_gaussian",
     "sample_skellam",
     "secure_random",
     "to_ring",

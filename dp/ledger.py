@@ -38,7 +38,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from .accounting import ORDERS, SkellamEvent, epsilon, rdp_budget
+from .accounting import ORDERS, PrivacyEvent, epsilon, event_from_dict, rdp_budget
 from .errors import BudgetExceededError, LedgerError, UnaccountableError
 
 SCHEMA_VERSION = 1
@@ -88,7 +88,7 @@ class Reservation:
     """A worst case that counts as spent: `event`, at `amount` (units of 1e-12), under the caller's `request_id`."""
 
     request_id: str
-    event: SkellamEvent
+    event: PrivacyEvent
     amount: int
 
 
@@ -123,7 +123,7 @@ class LedgerState:
     rounds_released: int
     head: str  # digest of the newest entry, hex
 
-    def rounds_left(self, event: SkellamEvent) -> int:
+    def rounds_left(self, event: PrivacyEvent) -> int:
         """How many more releases like `event` fit."""
         return (self.filter_limit - self.filter_spent) // _amount(event, self.order)
 
@@ -199,7 +199,7 @@ class PrivacyLedger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def reserve(self, event: SkellamEvent, *, request_id: str) -> Reservation:
+    def reserve(self, event: PrivacyEvent, *, request_id: str) -> Reservation:
         """Counts the worst case of one release as spent, before anything is noised.
 
         Asking again for an unfinished request returns the same reservation, so that a caller may retry after a crash.
@@ -227,7 +227,7 @@ class PrivacyLedger:
                 raise LedgerError(f"request {request_id!r} is at {known.transition!r} of {known.event}: use a new id")
             return known.reservation
 
-    def commit(self, reservation: Reservation, event: SkellamEvent) -> None:
+    def commit(self, reservation: Reservation, event: PrivacyEvent) -> None:
         """Replaces the reserved worst case by what happened, at no more than it. Repeating it changes nothing.
 
         Raises:
@@ -301,11 +301,11 @@ class PrivacyLedger:
             raise LedgerError(f"{self._name} is damaged ({report}); {_ADVICE}")
         return chain.heads[-1].hex()
 
-    def _amount(self, event: SkellamEvent) -> int:
+    def _amount(self, event: PrivacyEvent) -> int:
         """Cost of `event` at this ledger's order; computed outside the write lock."""
         return _amount(event, self._replay(self._chain).budget.order)
 
-    def _finish(self, transition: str, reservation: Reservation, event: SkellamEvent, amount: int) -> None:
+    def _finish(self, transition: str, reservation: Reservation, event: PrivacyEvent, amount: int) -> None:
         """Writes the last transition of a request, unless it stands already."""
         with self._writing() as chain:
             known = chain.requests.get(reservation.request_id)
@@ -372,7 +372,7 @@ class _Request(NamedTuple):
 
     reservation: Reservation
     transition: str
-    event: SkellamEvent
+    event: PrivacyEvent
     amount: int
 
 
@@ -386,7 +386,7 @@ class _Chain:
         self.spent = 0
         self.requests: dict[str, _Request] = {}
         self.rounds: Counter[str] = Counter()
-        self.events: Counter[SkellamEvent] = Counter()
+        self.events: Counter[PrivacyEvent] = Counter()
         self._recompute = recompute
 
     def append(self, sequence: int, document: bytes, digest: bytes) -> None:
@@ -408,7 +408,7 @@ class _Chain:
             raise LedgerError(f"entry {sequence} is not a valid entry ({error!r}); {_ADVICE}") from error
         self.heads.append(digest)
 
-    def _apply(self, transition: str, request_id: str, event: SkellamEvent, amount: int) -> None:
+    def _apply(self, transition: str, request_id: str, event: PrivacyEvent, amount: int) -> None:
         """One transition of one request, under the rules of the writer."""
         before = self.requests.get(request_id)
         if (before and before.transition) != {"reserve": None, "commit": "reserve", "release": "reserve"}[transition]:
@@ -427,15 +427,15 @@ class _Chain:
 
 
 @functools.lru_cache(maxsize=1024)
-def _amount(event: SkellamEvent, order: int) -> int:
+def _amount(event: PrivacyEvent, order: int) -> int:
     """Divergence of `event` at `order`, in units of 1e-12, rounded up: at least 1, as every curve is positive."""
     return math.ceil(Fraction(float(event.rdp()[ORDERS.index(order)])) * _UNITS)
 
 
 @functools.lru_cache(maxsize=1024)
-def _read_event(document: str) -> SkellamEvent:
+def _read_event(document: str) -> PrivacyEvent:
     """The event of a canonical text; most rounds of a ledger share one."""
-    return SkellamEvent.from_dict(json.loads(document))
+    return event_from_dict(json.loads(document))
 
 
 def _check_number(recorded: int, recomputed: int) -> None:

@@ -1,10 +1,11 @@
-"""Distributed Skellam noise: every client adds a share, and the shares that survive sum to the noise of the release.
+"""Distributed noise: every client adds a share, and the shares that survive sum to the noise of the release.
 
 Rules:
 
 - Integers carry the guarantee: `dp.encoding` has checked a unit's exact norm <= `int_bound` before a share is added.
-- The law is closed under addition: independent Skellam shares sum to Skellam noise whose variance is the sum. Dropout
-  and collusion change the variance and nothing else. A share is never a continuous sample that is rounded afterwards.
+- A share is drawn from an integer law, never a continuous sample that is rounded afterwards. Two laws are served, at
+  the same epsilon to four digits. Skellam noise, the default, is closed under addition: dropout and collusion change
+  the variance and nothing else. Sums of discrete Gaussians only come close to one, and pay for the difference.
 - Shares are sized for the worst round that is accepted: `min_survivors` contribute and `max_colluders` of them hand
   their shares to the adversary. Dividing by all clients instead would void the claim with the first dropout.
 - Amplification only from a draw that stays inside the client (`RecordLevel`). The server of a secure aggregation knows
@@ -12,21 +13,31 @@ Rules:
 - What leaves here is `NoisedIntegers`. It is built nowhere else, so a vector without noise cannot be passed where that
   type is asked for.
 
-Source: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021.
+Sources: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021;
+Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation",
+ICML 2021.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
-from typing import NoReturn
+from typing import ClassVar, Final, NoReturn
 
 import numpy as np
 
-from .accounting import SMALLEST_RATE, SkellamEvent, epsilon
+from .accounting import (
+    LEAST_SHARE_STDDEV,
+    SMALLEST_RATE,
+    DiscreteGaussianEvent,
+    PrivacyEvent,
+    SkellamEvent,
+    epsilon,
+)
 from .encoding import MAX_INT_BOUND, least_int_bound
 from .errors import CapacityError, UnaccountableError, UnsafeUpdateError
-from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_skellam
+from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_discrete_gaussian, sample_skellam
 from .units import ClientLevel, RecordLevel
 
 # Thousands of steps wide, a share loses nothing to the continuous law; wider ones only make room for longer vectors.
@@ -36,8 +47,8 @@ _SEAL = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistributedSkellam:
-    """One round's release: a sum of bounded integer vectors plus one Skellam share per surviving client.
+class DistributedNoise(ABC):
+    """One round's release: a sum of bounded integer vectors plus one noise share per surviving client.
 
     Guarantee: what `event` states, against anybody who sees the sum and knows the shares of `max_colluders` survivors.
 
@@ -65,6 +76,8 @@ class DistributedSkellam:
     sampling_rate: Fraction
     rounding: str = "exact"
 
+    law: ClassVar[str]  # its name in configurations
+
     def __post_init__(self) -> None:
         least = {"int_bound": 1, "dimension": 1, "clients": 2, "min_survivors": 2, "max_colluders": 0}
         for name, bound in least.items():
@@ -91,9 +104,13 @@ class DistributedSkellam:
         """Guaranteed standard deviation over `int_bound`, comparable to z of a central Gaussian mechanism."""
         return math.sqrt((self.min_survivors - self.max_colluders) * self.share_variance) / self.int_bound
 
+    @abstractmethod
     def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
         """One client's share, fresh for each release: int64[dimension], mean 0, `share_variance` per coordinate."""
-        return sample_skellam(self.dimension, variance=self.share_variance, rand=rand)
+
+    @abstractmethod
+    def event_with(self, *, honest: int) -> PrivacyEvent:
+        """What-if: the release with `honest` (>= 1) shares unknown to the adversary, whether or not it is accepted."""
 
     def privatize(self, integers: Int64Vector, *, rand: RandomBytes) -> "NoisedIntegers":
         """Adds one noise share.
@@ -116,7 +133,7 @@ class DistributedSkellam:
             raise UnsafeUpdateError("integers must have magnitude < 2^62")
         return NoisedIntegers(vector=integers + self.noise_share(rand=rand), mechanism=self, seal=_SEAL)
 
-    def event(self, *, survivors: int, colluders: int | None = None) -> SkellamEvent:
+    def event(self, *, survivors: int, colluders: int | None = None) -> PrivacyEvent:
         """The release of a round to which `survivors` contributed, some of them with shares known to the adversary.
 
         Args:
@@ -138,8 +155,19 @@ class DistributedSkellam:
             raise ValueError(f"colluders must be in [0, survivors = {survivors}), got {colluders}")
         return self.event_with(honest=survivors - colluders)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedSkellam(DistributedNoise):
+    """Skellam shares: their sum is Skellam noise of the summed variance, exactly."""
+
+    law: ClassVar[str] = "skellam"
+
+    def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
+        """See `DistributedNoise`."""
+        return sample_skellam(self.dimension, variance=self.share_variance, rand=rand)
+
     def event_with(self, *, honest: int) -> SkellamEvent:
-        """What-if: the release with `honest` (>= 1) shares unknown to the adversary, whether or not it is accepted."""
+        """See `DistributedNoise`."""
         return SkellamEvent(
             l2_squared=Fraction(self.int_bound**2),
             l1=Fraction(_l1_bound(self.int_bound, self.dimension)),
@@ -150,9 +178,42 @@ class DistributedSkellam:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributedDiscreteGaussian(DistributedNoise):
+    """Discrete Gaussian shares of parameter σ² = `share_variance` >= 16: their sum is accounted as close to one."""
+
+    law: ClassVar[str] = "discrete_gaussian"
+
+    def __post_init__(self) -> None:
+        DistributedNoise.__post_init__(self)  # super() is lost where slots rebuild the class
+        if self.share_variance < LEAST_SHARE_STDDEV**2:
+            raise ValueError(
+                f"share_variance must be >= {LEAST_SHARE_STDDEV}^2, got {self.share_variance}: "
+                "a sum of finer discrete Gaussian shares is far from a discrete Gaussian"
+            )
+
+    def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
+        """See `DistributedNoise`."""
+        return sample_discrete_gaussian(self.dimension, variance=self.share_variance, rand=rand)
+
+    def event_with(self, *, honest: int) -> DiscreteGaussianEvent:
+        """See `DistributedNoise`."""
+        return DiscreteGaussianEvent(
+            l2_squared=Fraction(self.int_bound**2),
+            share_variance=self.share_variance,
+            shares=honest,
+            dimension=self.dimension,
+            sampling_rate=self.sampling_rate,
+            rounding=self.rounding,
+        )
+
+
+LAWS: Final = {mechanism.law: mechanism for mechanism in (DistributedSkellam, DistributedDiscreteGaussian)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NoisedIntegers:
-    """An integer vector that carries its noise share. Only `DistributedSkellam.privatize` makes one.
+    """An integer vector that carries its noise share. Only `privatize` of a mechanism makes one.
 
     It prints as its type alone, cannot be pickled or copied, and can be taken once: the same noise in two rounds would
     protect neither.
@@ -166,13 +227,13 @@ class NoisedIntegers:
     """
 
     vector: Int64Vector
-    mechanism: DistributedSkellam
+    mechanism: DistributedNoise
     seal: InitVar[object]
     _taken: bool = field(default=False, init=False)
 
     def __post_init__(self, seal: object) -> None:
         if seal is not _SEAL:
-            raise TypeError("NoisedIntegers is built by DistributedSkellam.privatize only")
+            raise TypeError("NoisedIntegers is built by a mechanism's privatize only")
         self.vector.setflags(write=False)
 
     def take(self) -> Int64Vector:
@@ -200,8 +261,9 @@ def calibrate(
     clients: int,
     min_survivors: int,
     max_colluders: int,
+    law: str = "skellam",
     share_stddevs: Sequence[int] = SHARE_STDDEVS,
-) -> DistributedSkellam:
+) -> DistributedNoise:
     """The least noise whose guaranteed epsilon over `unit.rounds` stays within `unit.epsilon`.
 
     The share's standard deviation is the first of `share_stddevs` that leaves `int_bound` >= 8 sqrt(dimension).
@@ -209,14 +271,25 @@ def calibrate(
     `min_survivors - max_colluders` shares are honest. The search is over integers: the budget is kept, not approached
     within a tolerance.
 
+    Args:
+        unit: what is protected, with its budget.
+        dimension: coordinates of the vector.
+        clients: clients invited to a round.
+        min_survivors: fewest contributions that a round accepts.
+        max_colluders: clients that may work with the adversary.
+        law: of the shares: "skellam" or "discrete_gaussian".
+        share_stddevs: standard deviations of a share to choose from, rising.
+
     Raises:
-        ValueError: an argument is outside its bound.
+        ValueError: an argument is outside its bound, or `law` is unknown.
         CapacityError: no such `int_bound` within the largest share; the message names what would help.
     """
+    if law not in LAWS:
+        raise ValueError(f"law must be one of {sorted(LAWS)}, got {law!r}")
     least = least_int_bound(dimension)
 
-    def release(int_bound: int, stddev: int) -> DistributedSkellam:
-        return DistributedSkellam(
+    def release(int_bound: int, stddev: int) -> DistributedNoise:
+        return LAWS[law](
             int_bound=int_bound,
             share_variance=Fraction(stddev**2),
             dimension=dimension,
@@ -231,8 +304,8 @@ def calibrate(
         event = release(int_bound, stddev).event(survivors=min_survivors)
         return epsilon({event: unit.rounds}, delta=unit.delta) <= unit.epsilon
 
-    # Rounding a sum takes sqrt(dimension) of the bound: prefer shares so fine that this is a sixty-fourth of it.
-    fine = 8 * least if isinstance(unit, RecordLevel) and unit.rounding == "sum" else least
+    # Rounding a sum takes sqrt(dimension) of the bound: prefer shares so fine that this is a thirty-second of it.
+    fine = 4 * least if isinstance(unit, RecordLevel) and unit.rounding == "sum" else least
     for needed, stddev in dict.fromkeys((needed, stddev) for needed in (fine, least) for stddev in share_stddevs):
         if within_budget(needed, stddev):
             low, high = needed, MAX_INT_BOUND + 1

@@ -11,7 +11,7 @@ Rules:
 - `delta` has no default. `NoPrivacy` has no epsilon to choose: it is infinite, and everything that prints it says so.
 - Only `RecordLevel` has a sampling rate. Amplification needs a draw that the adversary does not see; the server of a
   secure aggregation knows which clients took part, so a client-level rate would claim privacy that is not there, and no
-  parameter exists for one.
+  parameter exists for one. Nor is being available a draw: who is online depends on the person.
 
 Example:
     >>> ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=10).unit
@@ -21,9 +21,15 @@ Example:
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal, Self
 
 from .accounting import ROUNDINGS, SMALLEST_RATE
+
+NO_CLIENT_RATE: Final = (
+    "a client-level rate would claim privacy that is not there: the server of a secure aggregation knows which clients "
+    "take part, and who is available is no random draw. Records that each client draws in secret are RecordLevel"
+)
+_RATES = ("sampling_rate", "sample_rate", "participation_rate", "client_rate", "q")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,13 @@ class ClientLevel:
 
     unit: ClassVar[str] = "client"
     adjacency: ClassVar[str] = "one client's update is replaced by zero; the set of participating clients is public"
+
+    def __new__(cls, **arguments: object) -> Self:
+        """Refuses a sampling rate with the reason, not as one more unknown name."""
+        for name in _RATES:
+            if name in arguments:
+                raise TypeError(f"ClientLevel takes no {name}, got {arguments[name]!r}: {NO_CLIENT_RATE}")
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         _check_clip_norm(self.clip_norm)

@@ -23,9 +23,10 @@ from types import MappingProxyType
 from typing import Any
 
 from dp import (
+    LAWS,
     CapacityError,
     ClientLevel,
-    DistributedSkellam,
+    DistributedNoise,
     EpsilonLadder,
     IntegerEncoder,
     NoPrivacy,
@@ -39,6 +40,7 @@ from dp import (
 )
 from dp.encoding import MAX_INT_BOUND, least_int_bound
 from dp.mechanisms import SHARE_STDDEVS
+from dp.units import NO_CLIENT_RATE
 from protocols import ClientPolicy, RoundConfig, required_threshold
 from protocols.graph import COMPLETE_UP_TO, Degree, choose_degree
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
@@ -71,6 +73,7 @@ class AggregationConfig:
         max_colluders: clients that may work with the server without voiding the guarantee.
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
+        noise_law: of the clients' noise shares, "skellam" or "discrete_gaussian"; the same epsilon to four digits.
         application: free text that keeps rounds of different applications apart.
         riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
@@ -89,12 +92,13 @@ class AggregationConfig:
     max_colluders: int
     privacy: PrivacyUnit
     modulus_bits: int = 32
+    noise_law: str = "skellam"
     application: str = ""
     riders: Riders = NO_RIDERS
     degree: int = field(init=False)
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
-    mechanism: DistributedSkellam | None = field(init=False)
+    mechanism: DistributedNoise | None = field(init=False)
     _digest: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +113,10 @@ class AggregationConfig:
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
         self._check_riders()
+        if self.noise_law not in LAWS:
+            raise ValueError(f"noise_law must be one of {sorted(LAWS)}, got {self.noise_law!r}")
+        if isinstance(self.privacy, NoPrivacy) and self.noise_law != "skellam":
+            raise ValueError(f"noise_law {self.noise_law!r} has no meaning without privacy: there is no noise")
         self._derive_graph()
         self._derive_noise()
         object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
@@ -146,6 +154,7 @@ class AggregationConfig:
                 clients=self.clients,
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
+                law=self.noise_law,
             )
             mechanism = fit()
             object.__setattr__(self, "mechanism", mechanism)
@@ -184,6 +193,7 @@ class AggregationConfig:
         max_colluders: int,
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
+        noise_law: str = "skellam",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -197,6 +207,7 @@ class AggregationConfig:
             max_colluders: how many may work with the server; there is no default, since it is a claim about people.
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
+            noise_law: "skellam" (default) or "discrete_gaussian".
             application: free text that keeps different applications apart.
             weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
                 `PrivateWeights`, which ride masked and noised in the same vector.
@@ -215,6 +226,7 @@ class AggregationConfig:
             max_colluders=max_colluders,
             privacy=privacy,
             modulus_bits=modulus_bits,
+            noise_law=noise_law,
             application=application,
             weights=weights,
             metrics=metrics,
@@ -230,6 +242,7 @@ class AggregationConfig:
         max_colluders: int,
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
+        noise_law: str = "skellam",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -247,6 +260,7 @@ class AggregationConfig:
             max_colluders=max_colluders,
             privacy=privacy,
             modulus_bits=modulus_bits,
+            noise_law=noise_law,
             application=application,
             riders=Riders.of(weights, metrics),
         )
@@ -375,6 +389,7 @@ class AggregationConfig:
             "application": self.application,
             "riders": self.riders.to_dict(),
             "int_bound": self.encoder.int_bound,
+            "noise_law": None if mechanism is None else mechanism.law,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
 
@@ -433,7 +448,8 @@ def privacy_unit(data: Mapping[str, Any]) -> PrivacyUnit:
     missing = sorted(entry for entry, required in known.items() if required and entry not in arguments)
     unknown = sorted(set(arguments) - set(known))
     if missing or unknown:
-        raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}")
+        reason = f": {NO_CLIENT_RATE}" if name == "client" and "sampling_rate" in unknown else ""
+        raise ValueError(f"privacy unit {name!r}: missing {missing}, unknown {unknown}{reason}")
     return UNITS[name](**arguments)
 
 

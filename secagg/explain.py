@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .config import AggregationConfig
 
 FLOAT32_BYTES = 4
+LAW_REASONS = {
+    "skellam": "shares add up to the same law: dropouts and colluders change the variance and nothing else",
+    "discrete_gaussian": "shares add up to nearly a discrete Gaussian; what the sum falls short of it is accounted",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +95,11 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
         ]
     honest = config.min_survivors - config.max_colluders
     lines = [
+        Explanation(name="noise_law", value=mechanism.law, reason=LAW_REASONS[mechanism.law]),
         Explanation(
             name="share_stddev",
             value=math.sqrt(mechanism.share_variance),
-            reason="standard deviation of each client's Skellam share, in integer steps",
+            reason="standard deviation of each client's noise share, in integer steps",
         ),
         Explanation(
             name="noise_multiplier",

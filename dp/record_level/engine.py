@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UnaccountableError
-from ..mechanisms import DistributedSkellam, calibrate
+from ..mechanisms import DistributedNoise, calibrate
 from ..units import RecordLevel
 from .accountant import SkellamAccountant
 from .batches import FixedRows, IndexedDataset, SecretPoissonSampler, default_rows, with_batches
@@ -91,7 +91,7 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         optimizer: torch.optim.Optimizer,
         data_loader: DataLoader[object],
         unit: RecordLevel,
-        mechanism: DistributedSkellam | None = None,
+        mechanism: DistributedNoise | None = None,
         clients: int | None = None,
         min_survivors: int | None = None,
         max_colluders: int | None = None,

@@ -16,10 +16,10 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
-from ..accounting import SkellamEvent
+from ..accounting import PrivacyEvent
 from ..encoding import IntegerEncoder, lower_norm
 from ..errors import UnaccountableError, UnsafeUpdateError
-from ..mechanisms import DistributedSkellam, NoisedIntegers
+from ..mechanisms import DistributedNoise, NoisedIntegers
 from ..samplers import FloatVector, Int64Vector, RandomBytes, secure_random
 from ..units import RecordLevel
 from .accountant import SkellamAccountant
@@ -68,7 +68,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         optimizer: torch.optim.Optimizer,
         *,
         unit: RecordLevel,
-        mechanism: DistributedSkellam,
+        mechanism: DistributedNoise,
         accountant: SkellamAccountant,
         aggregate: Aggregate | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._terms_covered = terms_covered(self.params) if unit.rounding == "sum" else 0
         self._terms = 0
         self._handed_over = False
-        self._in_flight: SkellamEvent | None = None
+        self._in_flight: PrivacyEvent | None = None
 
     @property
     def accumulated_iterations(self) -> int:

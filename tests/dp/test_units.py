@@ -1,7 +1,9 @@
 """Privacy units: what they claim, and that nothing outside its bounds can be claimed."""
 
+import copy
 import dataclasses
 import math
+import pickle
 from fractions import Fraction
 from typing import Any
 
@@ -35,9 +37,24 @@ def test_units_are_frozen_and_hashable(unit: Any) -> None:
 
 
 def test_only_the_record_level_has_a_sampling_rate() -> None:
-    with pytest.raises(TypeError):
-        ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=1, sampling_rate=0.1)  # type: ignore[call-arg]
     assert not hasattr(CLIENT, "sampling_rate")
+
+
+@pytest.mark.parametrize("name", ["sampling_rate", "sample_rate", "participation_rate", "client_rate", "q"])
+def test_a_client_level_rate_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"takes no {name}, got 0\.1: .*knows which clients take part.*no random draw"):
+        ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=1, **{name: 0.1})  # type: ignore[arg-type]
+
+
+def test_a_mistyped_argument_is_an_ordinary_type_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epsilom'"):
+        ClientLevel(clip_norm=1.0, epsilom=4.0, delta=1e-6, rounds=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda unit: pickle.loads(pickle.dumps(unit))])
+@pytest.mark.parametrize("unit", [CLIENT, RECORD, NONE])
+def test_units_can_be_copied_and_pickled(unit: Any, duplicate: Any) -> None:
+    assert duplicate(unit) == unit
 
 
 BAD_BUDGET: list[tuple[str, Any]] = [

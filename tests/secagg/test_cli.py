@@ -72,7 +72,14 @@ class TestPlan:
             == {
                 "record": set(),
                 "client": {"denominator"},
-                "none": {"denominator", "share_stddev", "noise_multiplier", "ladder", "expected_relative_error"},
+                "none": {
+                    "denominator",
+                    "noise_law",
+                    "share_stddev",
+                    "noise_multiplier",
+                    "ladder",
+                    "expected_relative_error",
+                },
             }[unit]
         )
         assert facts["schema"] == "secagg/plan/1"

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp import from_ring, to_ring
+from dp import DistributedDiscreteGaussian, DistributedSkellam, from_ring, to_ring
 from secagg import (
     AggregationConfig,
     BudgetExceededError,
@@ -117,6 +117,20 @@ class TestLegality:
     def test_lanes(self, bits: int) -> None:
         with pytest.raises(ValueError, match="modulus_bits"):
             silo(modulus_bits=bits)
+
+
+class TestNoiseLaw:
+    def test_is_skellam_unless_asked(self) -> None:
+        default, other = silo(CLIENT).mechanism, silo(CLIENT, noise_law="discrete_gaussian").mechanism
+        assert isinstance(default, DistributedSkellam)
+        assert isinstance(other, DistributedDiscreteGaussian)
+        assert other.noise_multiplier == pytest.approx(default.noise_multiplier, rel=1e-3)
+
+    def test_unknown_or_pointless_ones_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"noise_law must be one of .* got 'gaussian'"):
+            silo(CLIENT, noise_law="gaussian")
+        with pytest.raises(ValueError, match="'discrete_gaussian' has no meaning without privacy"):
+            silo(NONE, noise_law="discrete_gaussian")
 
 
 class TestRing:
@@ -261,6 +275,7 @@ class TestDigest:
             "max_dropouts": [silo(RECORD, max_dropouts=1)],
             "max_colluders": [silo(RECORD, max_colluders=2)],
             "modulus_bits": [silo(), silo(modulus_bits=16), silo(modulus_bits=21)],
+            "noise_law": [silo(RECORD, noise_law="discrete_gaussian")],
             "application": [silo(RECORD, application="a"), silo(RECORD, application="b")],
             "riders": [
                 silo(RECORD, metrics={"loss": (0.0, 1.0)}),
@@ -459,6 +474,10 @@ class TestToml:
         assert config == called
         assert config.digest() == called.digest()
 
+    def test_noise_law(self, tmp_path: Path) -> None:
+        config = self.read(tmp_path, self.TEXT.replace("[privacy]", 'noise_law = "discrete_gaussian"\n[privacy]'))
+        assert config == silo(RECORD, application="hospital", noise_law="discrete_gaussian")
+
     def test_devices(self, tmp_path: Path) -> None:
         text = self.TEXT.replace("cross_silo", "cross_device").replace("clients = 8", "clients = 120")
         assert self.read(tmp_path, text).degree < 119
@@ -484,6 +503,7 @@ class TestToml:
             ('"record"', '"records"', "privacy unit must be one of .* got 'records'"),
             ('"record"', '["record"]', "privacy unit must be one of"),
             ('unit = "record"', "", "privacy unit must be one of .* got None"),
+            ('"record"', '"client"', "unknown .*sampling_rate.*: .* knows which clients take part"),
             ("delta = 1e-6", "", "delta"),
             ("delta = 1e-6", "delta = 1e-6\ndetla = 1", "detla"),
             ("delta = 1e-6", "delta = 2", "delta must be in"),
