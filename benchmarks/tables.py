@@ -48,6 +48,7 @@ def render(results: Iterable[Facts]) -> str:
         "benchmarks/speed-one-shot/1": ("Speed: one round of the experimental one-shot protocol", _speed_one_shot),
         "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
         "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
+        "benchmarks/record_level/1": ("Record level: one DP-SGD step through Opacus", _record_level),
     }
     found: dict[str, list[Facts]] = {schema: [] for schema in sections}
     for facts in results:
@@ -137,6 +138,29 @@ def _scaling(results: Sequence[Facts]) -> list[str]:
             *shape, "growth", "", "", "", f"n^{slopes['client']:.2f}", "", f"n^{slopes['server']:.2f}", "",
             f"n^{slopes['server_peak']:.2f}",
         ))  # fmt: skip
+    return _table(head, rows)
+
+
+def _record_level(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "model", "parameters", "batch", "step", "dtype", "without noise, ms", "over Opacus", "noise share, ms",
+        "peak, MB",
+    )  # fmt: skip
+    names = {
+        "hooks": "Opacus, hooks", "exact": "`exact` on hooks", "ghost": "Opacus, ghost", "sum": "`sum` on ghost",
+    }  # fmt: skip
+    rows = []
+    for facts in results:
+        for model in facts["models"]:
+            ratios = {"exact": model["exact_over_hooks"], "sum": model["sum_over_ghost"]}
+            for variant, name in names.items():
+                step = model["steps"][variant]
+                ours = variant in ratios
+                rows.append((
+                    model["model"], _count(model["parameters"]), str(model["batch"]), name, step["dtype"],
+                    f"{1e3 * step['step_s']:.1f}", f"{ratios[variant]:.2f}" if ours else "",
+                    f"{1e3 * step['noise_s']:.1f}" if ours else "", f"{step['peak_bytes'] / 1e6:.0f}",
+                ))  # fmt: skip
     return _table(head, rows)
 
 

@@ -304,8 +304,8 @@ def calibrate(
         event = release(int_bound, stddev).event(survivors=min_survivors)
         return epsilon({event: unit.rounds}, delta=unit.delta) <= unit.epsilon
 
-    # Rounding a sum takes sqrt(dimension) of the bound: prefer shares so fine that this is a thirty-second of it.
-    fine = 4 * least if isinstance(unit, RecordLevel) and unit.rounding == "sum" else least
+    # Rounding a sum takes sqrt(dimension) of the bound: prefer shares so fine that this is a twenty-fourth of it.
+    fine = 3 * least if isinstance(unit, RecordLevel) and unit.rounding == "sum" else least
     for needed, stddev in dict.fromkeys((needed, stddev) for needed in (fine, least) for stddev in share_stddevs):
         if within_budget(needed, stddev):
             low, high = needed, MAX_INT_BOUND + 1
