@@ -2,7 +2,7 @@
 
 - `hooks` and `ghost` are Opacus' optimizers without noise: the floors. `exact` and `sum` are ours, on the same rows.
 - `step_s` is CPU time of forward, backward, clipping and the step in one thread, without noise, the least of several.
-  `noise_s` is that of one noise share, calibrated for 20 clients, of which 12 survive and are honest, and epsilon 4 after
+  `noise_s` is that of one share, calibrated for 20 clients, of which 12 survive and are honest, and epsilon 4 after
   200 rounds at rate 0.1.
 - `peak_bytes` is what steps add to the process' resident memory, each variant in a process of its own.
 - Data is random: neither time nor memory depends on it.

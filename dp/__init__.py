@@ -41,6 +41,7 @@ from .errors import (
     UnsafeUpdateError,
 )
 from .ledger import LedgerEntry, LedgerState, PrivacyBudget, PrivacyLedger, Reservation
+from .local import LocalUpdate, local_epsilon, local_noise, planned_budget
 from .mechanisms import (
     LAWS,
     DistributedDiscreteGaussian,
@@ -60,7 +61,7 @@ from .samplers import (
     sample_skellam,
     secure_random,
 )
-from .units import ClientLevel, NoPrivacy, PrivacyUnit, RecordLevel
+from .units import ClientLevel, LocalRecordLevel, NoPrivacy, PrivacyUnit, RecordLevel
 
 __secagg_version__ = "0.1.0"
 
@@ -85,6 +86,8 @@ __all__ = [
     "LedgerEntry",
     "LedgerError",
     "LedgerState",
+    "LocalRecordLevel",
+    "LocalUpdate",
     "NoPrivacy",
     "NoisedIntegers",
     "PrivacyBudget",
@@ -109,6 +112,9 @@ __all__ = [
     "event_from_dict",
     "from_ring",
     "ladder",
+    "local_epsilon",
+    "local_noise",
+    "planned_budget",
     "poisson_draw",
     "rdp_budget",
     "required_bits",

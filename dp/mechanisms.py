@@ -38,7 +38,7 @@ from .accounting import (
 from .encoding import MAX_INT_BOUND, least_int_bound
 from .errors import CapacityError, UnaccountableError, UnsafeUpdateError
 from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_discrete_gaussian, sample_skellam
-from .units import ClientLevel, RecordLevel
+from .units import ClientLevel, LocalRecordLevel, RecordLevel
 
 # Thousands of steps wide, a share loses nothing to the continuous law; wider ones only make room for longer vectors.
 SHARE_STDDEVS = (4096, 8192, 16384, 32768, MAX_STDDEV)
@@ -56,9 +56,10 @@ class DistributedNoise(ABC):
         int_bound: L2 norm bound B of one unit's integer vector, >= 1.
         share_variance: variance per coordinate of one client's share, in (0, 65536^2].
         dimension: coordinates of the vector, >= 1.
-        clients: clients invited to a round.
+        clients: clients invited to a round; 1 is local noise, all of it in one share.
         min_survivors: fewest contributions that a round accepts, <= `clients`.
-        max_colluders: clients that may work with the adversary, >= 0; `min_survivors - max_colluders` >= 2.
+        max_colluders: clients that may work with the adversary, >= 0; `min_survivors - max_colluders` >= 2, or
+            with one client 1.
         sampling_rate: rate of the secret per-record draw inside each client, in [2^-64, 1]; 1 without one.
         rounding: what ensures `int_bound`, see `SkellamEvent`: "exact" or "sum".
 
@@ -79,7 +80,7 @@ class DistributedNoise(ABC):
     law: ClassVar[str]  # its name in configurations
 
     def __post_init__(self) -> None:
-        least = {"int_bound": 1, "dimension": 1, "clients": 2, "min_survivors": 2, "max_colluders": 0}
+        least = {"int_bound": 1, "dimension": 1, "clients": 1, "min_survivors": 1, "max_colluders": 0}
         for name, bound in least.items():
             value = getattr(self, name)
             if type(value) is not int or value < bound:
@@ -91,7 +92,7 @@ class DistributedNoise(ABC):
             raise ValueError(f"share_variance must be in (0, {MAX_STDDEV}^2], got {self.share_variance}")
         if self.min_survivors > self.clients:
             raise ValueError(f"min_survivors must be <= clients = {self.clients}, got {self.min_survivors}")
-        if self.min_survivors - self.max_colluders < 2:
+        if self.min_survivors - self.max_colluders < min(2, self.clients):
             raise ValueError(
                 f"min_survivors - max_colluders must be >= 2, got {self.min_survivors} - {self.max_colluders}: "
                 "one honest client alone has nobody to share the noise with"
@@ -255,7 +256,7 @@ class NoisedIntegers:
 
 
 def calibrate(
-    unit: ClientLevel | RecordLevel,
+    unit: ClientLevel | RecordLevel | LocalRecordLevel,
     *,
     dimension: int,
     clients: int,
@@ -296,16 +297,17 @@ def calibrate(
             clients=clients,
             min_survivors=min_survivors,
             max_colluders=max_colluders,
-            sampling_rate=unit.exact_rate if isinstance(unit, RecordLevel) else Fraction(1),
-            rounding=unit.rounding if isinstance(unit, RecordLevel) else "exact",
+            sampling_rate=Fraction(1) if isinstance(unit, ClientLevel) else unit.exact_rate,
+            rounding="exact" if isinstance(unit, ClientLevel) else unit.rounding,
         )
 
     def within_budget(int_bound: int, stddev: int) -> bool:
         event = release(int_bound, stddev).event(survivors=min_survivors)
-        return epsilon({event: unit.rounds}, delta=unit.delta) <= unit.epsilon
+        return epsilon({event: releases}, delta=unit.delta) <= unit.epsilon
 
     # Rounding a sum takes sqrt(dimension) of the bound: prefer shares so fine that this is a twenty-fourth of it.
-    fine = 3 * least if isinstance(unit, RecordLevel) and unit.rounding == "sum" else least
+    fine = 3 * least if not isinstance(unit, ClientLevel) and unit.rounding == "sum" else least
+    releases = unit.rounds if isinstance(unit, ClientLevel) else unit.releases
     for needed, stddev in dict.fromkeys((needed, stddev) for needed in (fine, least) for stddev in share_stddevs):
         if within_budget(needed, stddev):
             low, high = needed, MAX_INT_BOUND + 1
@@ -315,7 +317,7 @@ def calibrate(
             return release(low, stddev)
     raise CapacityError(
         f"int_bound must be >= 8 sqrt(dimension) = {least}, and no such bound keeps epsilon {unit.epsilon} over "
-        f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
+        f"{releases} releases with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
         "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )
 

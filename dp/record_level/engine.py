@@ -6,10 +6,13 @@ Rules:
 - One data set has one accountant: an engine that is built anew in the same process continues with it.
 """
 
+import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Final
+from fractions import Fraction
+from typing import IO, Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,8 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UnaccountableError
+from ..ledger import PrivacyLedger
+from ..local import local_noise
 from ..mechanisms import DistributedNoise, calibrate
-from ..units import RecordLevel
+from ..units import LocalRecordLevel, RecordLevel
 from .accountant import SkellamAccountant
 from .batches import FixedRows, IndexedDataset, SecretPoissonSampler, default_rows, with_batches
 from .ghost import GhostLoss, GhostRows
@@ -90,12 +95,13 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         data_loader: DataLoader[object],
-        unit: RecordLevel,
+        unit: RecordLevel | LocalRecordLevel,
         mechanism: DistributedNoise | None = None,
         clients: int | None = None,
         min_survivors: int | None = None,
         max_colluders: int | None = None,
         aggregate: Aggregate | None = None,
+        ledger: PrivacyLedger | None = None,
         criterion: Callable[..., Tensor] | None = None,
         loss_reduction: str = "mean",
         grad_sample_mode: str = "hooks",
@@ -110,11 +116,13 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
             optimizer: Over exactly the trainable parameters of `module`.
             data_loader: Its data set and collate function are kept; its batches are replaced by secret Poisson ones.
             unit: What is protected, with the public rate and number of records.
-            mechanism: The release of one round. Without it, it is calibrated to `unit` from the next three.
+            mechanism: The release of one round. Without it, it is calibrated to `unit` from the next three, or for a
+                `LocalRecordLevel` unit from the unit alone.
             clients: Clients of the federation.
             min_survivors: Fewest contributions that a round accepts.
             max_colluders: Clients that may work with the adversary.
             aggregate: See `SecureDPOptimizer`.
+            ledger: See `SecureDPOptimizer`.
             criterion: The loss, if it is a module: its `reduction` is then checked. Ghost clipping needs it.
             loss_reduction: Must be "sum", as the loss must be; the default of Opacus is refused.
             grad_sample_mode: "hooks", per-record gradients for `rounding="exact"`, or "ghost" for `rounding="sum"`.
@@ -142,12 +150,15 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, IndexedDataset):
             raise ValueError("Poisson sampling needs a data set with a length and indices, not an iterable one")
         self._bind(dataset)
+        dimension = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        if isinstance(unit, LocalRecordLevel) and mechanism is None:
+            mechanism = local_noise(unit, dimension=dimension)
         if mechanism is None:
             if clients is None or min_survivors is None or max_colluders is None:
                 raise ValueError("give mechanism, or clients, min_survivors and max_colluders")
             mechanism = calibrate(
                 unit,
-                dimension=sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad),
+                dimension=dimension,
                 clients=clients,
                 min_survivors=min_survivors,
                 max_colluders=max_colluders,
@@ -155,7 +166,7 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         elif any(number is not None for number in (clients, min_survivors, max_colluders)):
             raise ValueError("mechanism already fixes clients, min_survivors and max_colluders")
         private = SecureDPOptimizer(
-            optimizer, unit=unit, mechanism=mechanism, accountant=self.accountant, aggregate=aggregate
+            optimizer, unit=unit, mechanism=mechanism, accountant=self.accountant, aggregate=aggregate, ledger=ledger
         )
         length = len(dataset)
         sampler = SecretPoissonSampler(length, rate=unit.exact_rate, on_start=private.restart)
@@ -166,13 +177,105 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
             return ghost, private, GhostLoss(ghost, private, criterion), loader
         return FixedRows(module, rows=rows), private, loader
 
-    def make_private_with_epsilon(self, **_: object) -> None:
-        """Refused: `make_private` already calibrates to the budget of the unit.
+    def make_private_with_epsilon(
+        self,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data_loader: DataLoader[object],
+        target_epsilon: float,
+        target_delta: float,
+        epochs: int,
+        max_grad_norm: float,
+        sampling_rate: float,
+        records: int,
+        clients: int,
+        min_survivors: int,
+        max_colluders: int,
+        grad_sample_mode: str = "hooks",
+        **options: Any,
+    ) -> Private | GhostPrivate:
+        """`make_private` in the words of Opacus: the unit is made from a target epsilon and a number of epochs.
+
+        Args:
+            module: As for `make_private`, like everything that is not explained here.
+            optimizer: As for `make_private`.
+            data_loader: As for `make_private`.
+            target_epsilon: Budget over all epochs.
+            target_delta: Its failure probability.
+            epochs: Passes over the loader: floor(1/q) rounds each.
+            max_grad_norm: L2 bound of one record's gradient.
+            sampling_rate: Public rate q, the same for all clients. Never taken from the length of a loader, which tells
+                the number of this client's records.
+            records: Public, declared number of records of all clients.
+            clients: As for `make_private`.
+            min_survivors: As for `make_private`.
+            max_colluders: As for `make_private`.
+            grad_sample_mode: "hooks" rounds every record ("exact"), "ghost" the clipped sum ("sum").
+            options: As for `make_private`.
 
         Raises:
-            ValueError: Always.
+            UnaccountableError: These records were in releases before: a new target would promise what is already spent.
+            ValueError: As `make_private`.
         """
-        raise ValueError("make_private calibrates to unit.epsilon over unit.rounds: use it")
+        self._bind(data_loader.dataset)
+        if len(self.accountant):
+            raise UnaccountableError(
+                f"{len(self.accountant)} releases of these records are on record, at epsilon "
+                f"{self.accountant.get_epsilon(target_delta):.4g}: a new target would not count them. Continue with "
+                "make_private and the unit and mechanism that training began with"
+            )
+        if type(epochs) is not int or epochs < 1:
+            raise ValueError(f"epochs must be an int >= 1, got {epochs!r}")
+        if not 0 < sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must lie in (0, 1], got {sampling_rate!r}")
+        unit = RecordLevel(
+            clip_norm=max_grad_norm,
+            epsilon=target_epsilon,
+            delta=target_delta,
+            rounds=epochs * math.floor(1 / Fraction(sampling_rate)),
+            sampling_rate=sampling_rate,
+            records=records,
+            rounding="sum" if grad_sample_mode == "ghost" else "exact",
+        )
+        return self.make_private(
+            module=module,
+            optimizer=optimizer,
+            data_loader=data_loader,
+            unit=unit,
+            clients=clients,
+            min_survivors=min_survivors,
+            max_colluders=max_colluders,
+            grad_sample_mode=grad_sample_mode,
+            **options,
+        )
+
+    def load_checkpoint(
+        self,
+        *,
+        path: str | os.PathLike[str] | IO[bytes],
+        module: nn.Module,
+        optimizer: SecureDPOptimizer | None = None,
+    ) -> dict[str, Any]:
+        """Take over what `save_checkpoint` wrote: parameters, the optimizer's state and what was spent.
+
+        Only tensors and plain values are read: a file that would run code is refused by PyTorch. Nothing is loaded
+        before the budget is. An old checkpoint forgets what was spent after it: a `ledger` does not.
+
+        Returns:
+            What the file holds.
+
+        Raises:
+            UnaccountableError: It holds no budget, or releases are on record here already and would be forgotten.
+        """
+        checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+        if "privacy_accountant_state_dict" not in checkpoint:
+            raise UnaccountableError("the checkpoint holds no budget: it was not written by save_checkpoint")
+        self.accountant.load_state_dict(checkpoint["privacy_accountant_state_dict"])
+        module.load_state_dict(checkpoint["module_state_dict"])
+        if optimizer is not None and "optimizer_state_dict" in checkpoint:
+            optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        return checkpoint
 
     def _bind(self, dataset: object) -> None:
         """Tie this engine to one data set, and the data set to one accountant."""
@@ -213,7 +316,7 @@ def _check_loss(loss_reduction: str, criterion: object) -> None:
             )
 
 
-def _check_mode(mode: str, unit: RecordLevel, module: nn.Module, criterion: object) -> None:
+def _check_mode(mode: str, unit: RecordLevel | LocalRecordLevel, module: nn.Module, criterion: object) -> None:
     """Each rounding has one way to get gradients."""
     wanted = {"exact": "hooks", "sum": "ghost"}[unit.rounding]
     if mode != wanted:
@@ -242,6 +345,13 @@ def _check_module(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     trained = {entry for group in optimizer.param_groups for entry in group["params"] if entry.requires_grad}
     if trained != {parameter for parameter in module.parameters() if parameter.requires_grad}:
         raise ValueError("the optimizer must hold exactly the module's trainable parameters: freeze the others")
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            for option in ("max_norm", "scale_grad_by_freq", "sparse"):
+                if getattr(layer, option):
+                    raise UnsupportedModuleError(
+                        [f"{name}: {option} changes weights or gradients by what is in the batch: turn it off"]
+                    )
     # Opacus validates trainable layers only, but one without parameters mixes records just as well.
     errors = [
         problem
