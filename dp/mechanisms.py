@@ -317,7 +317,7 @@ def calibrate(
             return release(low, stddev)
     raise CapacityError(
         f"int_bound must be >= 8 sqrt(dimension) = {least}, and no such bound keeps epsilon {unit.epsilon} over "
-        f"{releases} releases with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
+        f"{releases} rounds with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
         "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )
 

@@ -25,7 +25,10 @@ from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
-UNIT_OPTIONS = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
+UNIT_OPTIONS = (
+    "clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records", "rounding", "record_clip_norm",
+    "local_steps",
+)  # fmt: skip
 PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "modulus_bits", "unit", *UNIT_OPTIONS)
 
 
@@ -88,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--rounds", type=int, help="rounds that share the budget")
     plan.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
     plan.add_argument("--records", type=int, help="unit record: public total number of records")
+    plan.add_argument("--rounding", choices=("exact", "sum"), help="units of records: what is rounded (default: exact)")
+    plan.add_argument("--record-clip-norm", type=float, help="unit local_record: L2 clip of one record's gradient")
+    plan.add_argument("--local-steps", type=int, help="unit local_record: steps of one client in a round")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
     return parser

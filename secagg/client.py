@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from dp import PrivacyLedger, Reservation, UInt32Vector, secure_random
+from dp import LocalRecordLevel, PrivacyLedger, Reservation, UInt32Vector, secure_random
 from protocols import (
     ClientId,
     Event,
@@ -212,6 +212,8 @@ def agreed_ledger(ledger: PrivacyLedger | None, config: AggregationConfig) -> Pr
     """
     budget = config.budget()
     if budget is None:
+        if ledger is not None and isinstance(config.privacy, LocalRecordLevel):
+            raise ValueError("local steps are charged where they are made: give the ledger to make_private")
         if ledger is not None:
             raise ValueError("a configuration without privacy cannot keep a ledger: no budget bounds it")
         return None

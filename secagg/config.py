@@ -29,6 +29,7 @@ from dp import (
     DistributedNoise,
     EpsilonLadder,
     IntegerEncoder,
+    LocalRecordLevel,
     NoPrivacy,
     PrivacyBudget,
     PrivacyUnit,
@@ -51,14 +52,15 @@ from .layout import Arrays, Layout
 from .riders import NO_RIDERS, Riders, Weights
 
 MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a sparse one
-UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
+UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[LocalRecordLevel] | type[NoPrivacy]] = {
     "client": ClientLevel,
     "record": RecordLevel,
+    "local_record": LocalRecordLevel,
     "none": NoPrivacy,
 }
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
 MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
-_COUNTS = ("rounds", "records")  # arguments of privacy units that are integers
+_COUNTS = ("rounds", "records", "local_steps")  # arguments of privacy units that are integers
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
 
 
@@ -79,7 +81,7 @@ class AggregationConfig:
         degree: derived: neighbours that a client shares masks with.
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
         threshold: derived: holders that must answer to reconstruct a secret.
-        mechanism: derived: the calibrated noise; None without privacy.
+        mechanism: derived: the calibrated noise of the sum; None if the sum gets none.
 
     Raises:
         ValueError: a number is out of its range, or numbers contradict each other; says which.
@@ -115,14 +117,16 @@ class AggregationConfig:
         self._check_riders()
         if self.noise_law not in LAWS:
             raise ValueError(f"noise_law must be one of {sorted(LAWS)}, got {self.noise_law!r}")
-        if isinstance(self.privacy, NoPrivacy) and self.noise_law != "skellam":
-            raise ValueError(f"noise_law {self.noise_law!r} has no meaning without privacy: there is no noise")
+        if isinstance(self.privacy, NoPrivacy | LocalRecordLevel) and self.noise_law != "skellam":
+            raise ValueError(f"noise_law {self.noise_law!r} has no meaning without privacy: the sum gets no noise")
         self._derive_graph()
         self._derive_noise()
         object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
         self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
 
     def _check_riders(self) -> None:
+        if isinstance(self.privacy, LocalRecordLevel) and self.riders.count:
+            raise ValueError("LocalRecordLevel takes no metrics and no private weights: they would ride without noise")
         if self.riders.weights is None:
             return
         if isinstance(self.privacy, RecordLevel):
@@ -144,7 +148,7 @@ class AggregationConfig:
 
     def _derive_noise(self) -> None:
         mechanism = None
-        if not isinstance(self.privacy, NoPrivacy):
+        if not isinstance(self.privacy, NoPrivacy | LocalRecordLevel):
             if self.clients == 2:
                 raise ValueError("between two clients nothing is hidden: distributed noise needs at least 3")
             fit = partial(
@@ -205,7 +209,7 @@ class AggregationConfig:
             clients: from 2 to 100.
             max_dropouts: how many may vanish.
             max_colluders: how many may work with the server; there is no default, since it is a claim about people.
-            privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
+            privacy: `ClientLevel`, `RecordLevel`, `LocalRecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             noise_law: "skellam" (default) or "discrete_gaussian".
             application: free text that keeps different applications apart.
@@ -312,8 +316,11 @@ class AggregationConfig:
         return float(survivors)
 
     def budget(self) -> PrivacyBudget | None:
-        """The budget for a ledger, at the one Renyi order that carries the planned rounds; None without privacy."""
-        if self.mechanism is None or isinstance(self.privacy, NoPrivacy):
+        """The budget for a ledger, at the one Renyi order that carries the planned rounds; None if rounds cost nothing.
+
+        With `LocalRecordLevel` a client's steps cost, not its rounds: see `dp.planned_budget`.
+        """
+        if self.mechanism is None or isinstance(self.privacy, NoPrivacy | LocalRecordLevel):
             return None
         planned = {self.mechanism.event(survivors=self.min_survivors): self.privacy.rounds}
         return PrivacyBudget(
@@ -324,8 +331,8 @@ class AggregationConfig:
         )
 
     def ladder(self, *, survivors: int | None = None, rounds: int | None = None) -> EpsilonLadder | None:
-        """Epsilon under falling trust, over the planned rounds unless told otherwise; None without privacy."""
-        if self.mechanism is None or isinstance(self.privacy, NoPrivacy):
+        """Epsilon under falling trust, over the planned rounds unless told otherwise; None where it rests on nobody."""
+        if self.mechanism is None or isinstance(self.privacy, NoPrivacy | LocalRecordLevel):
             return None
         return ladder(
             self.mechanism,
@@ -398,7 +405,7 @@ class AggregationConfig:
         """Reads a configuration from a TOML file; the layout comes from the model.
 
         The file has `kind = "cross_silo"` or `"cross_device"`, the arguments of that preset, and a table `[privacy]`
-        with `unit = "client" | "record" | "none"` and the arguments of that unit.
+        with `unit = "client" | "record" | "local_record" | "none"` and the arguments of that unit.
 
         Raises:
             ValueError: the file is not UTF-8 TOML, or has unknown, missing or wrong entries; says which.

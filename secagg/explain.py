@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dp import NoPrivacy, RecordLevel
+from dp import LocalRecordLevel, NoPrivacy, RecordLevel, local_epsilon, local_noise
 from protocols.primitives.packing import NATIVE_BITS
 
 from .riders import PrivateWeights
@@ -85,6 +85,8 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
 
 def _privacy(config: AggregationConfig) -> list[Explanation]:
     mechanism, privacy = config.mechanism, config.privacy
+    if isinstance(privacy, LocalRecordLevel):
+        return _local(config, privacy)
     if mechanism is None or isinstance(privacy, NoPrivacy):
         return [
             Explanation(
@@ -153,6 +155,28 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
         )
     )
     return lines
+
+
+def _local(config: AggregationConfig, privacy: LocalRecordLevel) -> list[Explanation]:
+    noise = local_noise(privacy, dimension=config.layout.length)
+    return [
+        Explanation(
+            name="noise_multiplier",
+            value=noise.noise_multiplier,
+            reason="noise of one client's local step over record_clip_norm: all of it is its own, others add nothing",
+        ),
+        Explanation(
+            name="denominator",
+            value=privacy.sampling_rate * privacy.records,
+            reason="public: sampling_rate x records of one client; a realised batch size would be a release of its own",
+        ),
+        Explanation(
+            name="ladder.local_only",
+            value=local_epsilon(privacy, dimension=config.layout.length, rounds=privacy.rounds),
+            reason=f"epsilon of one client's records after {privacy.rounds} rounds of {privacy.local_steps} steps, "
+            "with no trust in anyone",
+        ),
+    ]
 
 
 def _cost(config: AggregationConfig) -> list[Explanation]:

@@ -12,14 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import NoisedIntegers, RecordLevel, UnsafeUpdateError, clip_by_l2, from_ring, poisson_draw, to_ring
+from dp import (
+    LocalRecordLevel,
+    LocalUpdate,
+    NoisedIntegers,
+    RecordLevel,
+    UnsafeUpdateError,
+    clip_by_l2,
+    from_ring,
+    poisson_draw,
+    to_ring,
+)
 from dp.samplers import FloatVector, Int64Vector, RandomBytes, UInt32Vector
 
 from .config import AggregationConfig
 from .layout import Arrays
 from .riders import Contribution
 
-Update = Arrays | Contribution | NoisedIntegers
+Update = Arrays | Contribution | NoisedIntegers | LocalUpdate
 
 
 def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, client: int | None = None) -> UInt32Vector:
@@ -29,7 +39,7 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, cli
         update: with `ClientLevel` and `NoPrivacy` the named arrays of one update. With `RecordLevel` named arrays of
             the gradients of *all* the client's records, each with one leading record axis (which may be empty): the
             secret Poisson draw is made here. Either may come in a `Contribution` with its weight and metrics. Or
-            `NoisedIntegers` of the configuration's own mechanism, used once.
+            `NoisedIntegers` of the configuration's own mechanism, used once. With `LocalRecordLevel` a `LocalUpdate`.
         config: the agreed configuration.
         rand: secure bytes for rounding and noise.
         client: whose it is; needed with public weights.
@@ -46,6 +56,8 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, cli
             raise UnsafeUpdateError("these integers were noised by another mechanism than the configuration's")
         integers: Int64Vector = update.take()
     else:
+        if isinstance(config.privacy, LocalRecordLevel) or isinstance(update, LocalUpdate):
+            update = _paid_at_home(update, config)
         given = update if isinstance(update, Contribution) else Contribution(update=update)
         if isinstance(config.privacy, RecordLevel):
             integers = _encode_drawn_records(given, config, config.privacy, rand=rand)
@@ -54,6 +66,24 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, cli
         if config.mechanism is not None:
             integers = config.mechanism.privatize(integers, rand=rand).vector
     return to_ring(integers + config.offset, modulus_bits=config.modulus_bits)
+
+
+def _paid_at_home(update: object, config: AggregationConfig) -> Arrays:
+    """The arrays of an update that carries its own noise, by a budget no larger than the agreed one."""
+    if not isinstance(update, LocalUpdate):
+        raise UnsafeUpdateError(
+            f"with LocalRecordLevel an update must be a LocalUpdate, got {type(update).__name__}: make the local steps "
+            "with SecurePrivacyEngine, and send optimizer.local_update(module)"
+        )
+    agreed = config.privacy
+    if not isinstance(agreed, LocalRecordLevel):
+        raise UnsafeUpdateError(f"a LocalUpdate carries no noise for unit {agreed.unit!r}")
+    if update.unit.epsilon > agreed.epsilon or update.unit.delta > agreed.delta:
+        raise UnsafeUpdateError(
+            f"this client keeps epsilon {update.unit.epsilon:g} at delta {update.unit.delta:g}, agreed are "
+            f"{agreed.epsilon:g} at {agreed.delta:g}"
+        )
+    return update.arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation
+from dp import EpsilonLadder, LocalRecordLevel, NoPrivacy, PrivacyLedger, Reservation
 from dp.samplers import Int64Vector
 from protocols import (
     AggregateReady,
@@ -57,7 +57,8 @@ class AggregationResult:
         total: int64[config.length], the integer sum it all was decoded from.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
-            that were verified. Infinity without privacy.
+            that were verified. Infinity without privacy. With `LocalRecordLevel` the budget that every client keeps on
+            its own, over all its rounds: it does not depend on this one.
         ladder: epsilon of this round alone, under falling trust; None without privacy.
         transcript: SHA-256 over the round, its clients and its sum.
         config: what was agreed.
@@ -197,7 +198,7 @@ class Server:
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
         released = finish(ready.vector, config, survivors=ready.survivors)
-        spent, rungs = math.inf, None
+        spent, rungs = (config.privacy.epsilon if isinstance(config.privacy, LocalRecordLevel) else math.inf), None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
             rungs = config.ladder(survivors=survivors, rounds=1)

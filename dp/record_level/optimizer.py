@@ -46,8 +46,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
     `contribution()` and, when the sum has arrived, `apply()`; `step()` is then only for those physical batches at which
     `more_to_come` says that the logical batch continues. A learning-rate scheduler goes on `original_optimizer`.
 
-    With a `LocalRecordLevel` unit every `step()` is such a round of this client alone. `start_update()` before the local
-    steps and `local_update()` after them give what may be sent.
+    With a `LocalRecordLevel` unit every `step()` is such a round of this client alone. `start_update()` before the
+    local steps and `local_update()` after them give what may be sent.
 
     Attributes:
         unit: What is protected.
@@ -274,7 +274,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             return  # as calibrated
         if (spent := epsilon(counts, delta=self.unit.delta)) > self.unit.epsilon:
             raise BudgetExceededError(
-                f"one more step would spend epsilon {spent:.4g} at delta {self.unit.delta:g}, the budget of the unit is "
+                f"one more step would spend epsilon {spent:.4g} at delta {self.unit.delta:g}, the budget is "
                 f"{self.unit.epsilon:g}"
             )
 

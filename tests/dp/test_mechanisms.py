@@ -220,7 +220,7 @@ def test_the_noise_multiplier_is_the_guaranteed_one() -> None:
         ({"int_bound": 3.0}, r"int_bound must be an int >= 1, got 3\.0"),
         ({"int_bound": True}, "int_bound must be an int >= 1, got True"),
         ({"dimension": 0}, "dimension must be an int >= 1, got 0"),
-        ({"clients": 1}, "clients must be an int >= 2, got 1"),
+        ({"clients": 0}, "clients must be an int >= 1, got 0"),
         ({"max_colluders": -1}, "max_colluders must be an int >= 0, got -1"),
         ({"share_variance": Fraction(0)}, "share_variance must be in .*got 0"),
         ({"share_variance": Fraction(2**32 + 1)}, "share_variance must be in .*got 4294967297"),
