@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def _command(options: argparse.Namespace) -> int:
             "sum_over_ghost": steps["sum"]["step_s"] / steps["ghost"]["step_s"],
             "steps": steps,
         })  # fmt: skip
-    publish("record_level", {"threads": 1, "models": models}, options)
+    versions = {name: version(name).split("+")[0] for name in ("torch", "opacus")}
+    publish("record_level", {"threads": 1, "versions": versions, "models": models}, options)
     return 0
 
 

@@ -161,7 +161,10 @@ def _record_level(results: Sequence[Facts]) -> list[str]:
                     f"{1e3 * step['step_s']:.1f}", f"{ratios[variant]:.2f}" if ours else "",
                     f"{1e3 * step['noise_s']:.1f}" if ours else "", f"{step['peak_bytes'] / 1e6:.0f}",
                 ))  # fmt: skip
-    return _table(head, rows)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {text}" for name, text in facts["versions"].items()) for facts in results
+    )
+    return [*_table(head, rows), "", *(f"With {text}." for text in versions)]
 
 
 def _origin(results: Sequence[Facts]) -> list[str]:

@@ -57,6 +57,18 @@ class SkellamAccountant(IAccountant):  # type: ignore[misc]  # Opacus is untyped
         """Epsilon of all releases together, at `delta` in (0, 1)."""
         return epsilon(self._counts, delta=delta)
 
+    def opacus_history(self) -> list[tuple[float, float, int]]:
+        """What is on record, in the words of Opacus' own accountants: noise multiplier, sampling rate, steps.
+
+        To compare, not to claim. They read it as continuous Gaussian noise of the same relative size; that loses the
+        dimension, the integer bounds and the rounding. `history` of an `RDPAccountant` or `PRVAccountant` takes it:
+
+            other = opacus.accountants.create_accountant("prv")
+            other.history = ours.opacus_history()
+            other.get_epsilon(delta)
+        """
+        return [(event.gaussian_multiplier, float(event.sampling_rate), count) for event, count in self._counts.items()]
+
     def __len__(self) -> int:
         return self._counts.total()
 

@@ -122,7 +122,7 @@ class RowLayout:
             raise UnsafeUpdateError(f"every tensor must have one row per record, got leading sizes {sorted(heads)}")
         (count,) = heads.pop()
         total = self.rows * max(1, math.ceil(count / self.rows))
-        places = torch.from_numpy(_random_places(count, total, rand=secure_random()))
+        places = torch.from_numpy(random_places(count, total, rand=secure_random()))
         return self.run_placed(args, kwargs, places=places, total=total)
 
     def run_placed(
@@ -235,6 +235,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: object) -> object:
             raise UnsafeUpdateError(f"expected tensors, tuples, lists or dictionaries, got {type(value).__name__}")
 
 
-def _random_places(count: int, total: int, *, rand: RandomBytes) -> Int64Vector:
+def random_places(count: int, total: int, *, rand: RandomBytes) -> Int64Vector:
     """`count` distinct rows out of `total`, uniformly; fewer records take a prefix of the same places."""
     return np.argsort(np.frombuffer(rand(8 * total), dtype="<u8"), kind="stable")[:count]

@@ -24,7 +24,7 @@ from opacus.validators.errors import UnsupportedModuleError
 from opacus.validators.module_validator import ModuleValidator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -50,6 +50,15 @@ _SECURE_MODE_WARNING = (  # beside the point: none of our randomness comes from 
     "performance, but remember to turn it on and retrain one last time before production with ``secure_mode`` turned "
     "on."
 )
+
+_REPLACEMENTS: Final[Mapping[type[nn.Module], str]] = {
+    _BatchNorm: "GroupNorm or LayerNorm",
+    nn.LSTM: "opacus.layers.DPLSTM",
+    nn.GRU: "opacus.layers.DPGRU",
+    nn.RNN: "opacus.layers.DPRNN",
+    nn.MultiheadAttention: "opacus.layers.DPMultiheadAttention",
+}
+"""Layers without per-record gradients, and what to take instead."""
 
 _SUPPORTED: Final[Mapping[str, object]] = {
     "poisson_sampling": True,
@@ -141,6 +150,11 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
             UnaccountableError: This engine accounts for other data, or another accountant for these.
             CapacityError: No mechanism keeps the budget at this dimension.
         """
+        if not isinstance(unit, RecordLevel | LocalRecordLevel):
+            raise ValueError(
+                f"unit must protect records (RecordLevel or LocalRecordLevel), got {type(unit).__name__}: a client's "
+                "whole update needs no per-record gradients"
+            )
         _check_options(options)
         _check_loss(loss_reduction, criterion)
         _check_module(module, optimizer)
@@ -352,6 +366,16 @@ def _check_module(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                     raise UnsupportedModuleError(
                         [f"{name}: {option} changes weights or gradients by what is in the batch: turn it off"]
                     )
+    for name, layer in module.named_modules():
+        for kind, replacement in _REPLACEMENTS.items():
+            if isinstance(layer, kind):
+                raise UnsupportedModuleError(
+                    [
+                        f"{name or 'the module'} is {kind.__name__}, which mixes records or hides their gradients: use "
+                        f"{replacement}, or SecurePrivacyEngine.get_compatible_module(module), which replaces all "
+                        "such layers"
+                    ]
+                )
     # Opacus validates trainable layers only, but one without parameters mixes records just as well.
     errors = [
         problem
