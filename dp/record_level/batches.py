@@ -32,7 +32,8 @@ _BACKWARD_HOOK_WARNING = (  # beside the point: records are not trained, so they
     "gradients."
 )
 _ROW_GRID = 16  # one record more or less seldom changes the number of rows
-_ROW_REACH = 4  # standard deviations of the batch size for which there are rows
+ROW_REACH = 4  # standard deviations of the batch size for which there are rows
+GHOST_ROW_REACH = 7  # with rounding "sum" a batch of more rows may be refused: one in 10^12 is
 
 
 @runtime_checkable
@@ -176,10 +177,10 @@ class FixedRows(RowLayout, GradSampleModule):  # type: ignore[misc]  # Opacus is
         self.lay_out(rows)
 
 
-def default_rows(length: int, *, rate: float) -> int:
-    """Rows that nearly every Poisson draw fits."""
+def default_rows(length: int, *, rate: float, reach: float = ROW_REACH) -> int:
+    """Rows that nearly every Poisson draw fits: up to `reach` standard deviations above its mean."""
     mean = length * rate
-    return _ROW_GRID * math.ceil((mean + _ROW_REACH * math.sqrt(mean * (1 - rate))) / _ROW_GRID)
+    return _ROW_GRID * math.ceil((mean + reach * math.sqrt(mean * (1 - rate))) / _ROW_GRID)
 
 
 def with_batches(

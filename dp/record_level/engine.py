@@ -19,6 +19,7 @@ import torch
 from opacus import PrivacyEngine
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 from opacus.grad_sample import AbstractGradSampleModule
+from opacus.layers.dp_rnn import DPRNNBase
 from opacus.optimizers import DPOptimizer
 from opacus.validators.errors import UnsupportedModuleError
 from opacus.validators.module_validator import ModuleValidator
@@ -34,7 +35,15 @@ from ..local import local_noise
 from ..mechanisms import DistributedNoise, calibrate
 from ..units import LocalRecordLevel, RecordLevel
 from .accountant import SkellamAccountant
-from .batches import FixedRows, IndexedDataset, SecretPoissonSampler, default_rows, with_batches
+from .batches import (
+    GHOST_ROW_REACH,
+    ROW_REACH,
+    FixedRows,
+    IndexedDataset,
+    SecretPoissonSampler,
+    default_rows,
+    with_batches,
+)
 from .ghost import GhostLoss, GhostRows
 from .optimizer import Aggregate, SecureDPOptimizer
 
@@ -184,7 +193,10 @@ class SecurePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unt
         )
         length = len(dataset)
         sampler = SecretPoissonSampler(length, rate=unit.exact_rate, on_start=private.restart)
-        rows = default_rows(length, rate=unit.sampling_rate) if physical_batch_size is None else physical_batch_size
+        reach = GHOST_ROW_REACH if unit.rounding == "sum" else ROW_REACH
+        rows = physical_batch_size
+        if rows is None:
+            rows = default_rows(length, rate=unit.sampling_rate, reach=reach)
         loader = with_batches(data_loader, dataset=dataset, sampler=sampler)
         if grad_sample_mode == "ghost" and criterion is not None:
             ghost = GhostRows(module, rows=rows)
@@ -340,12 +352,15 @@ def _check_mode(mode: str, unit: RecordLevel | LocalRecordLevel, module: nn.Modu
     if criterion is None:
         raise ValueError("ghost clipping needs the criterion: pass it, and call backward() on what its wrapper returns")
     names: dict[nn.Parameter, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad and names.setdefault(parameter, name) != name:
-            raise ValueError(
-                f"{names[parameter]} and {name} are tied: ghost clipping cannot norm their gradient; untie them, or "
-                'take rounding="exact" with grad_sample_mode="hooks"'
-            )
+    for path, layer in module.named_modules():
+        if isinstance(layer, DPRNNBase):
+            continue  # it lists the parameters of its cells once more
+        for name, parameter in layer.named_parameters(prefix=path, recurse=False):
+            if parameter.requires_grad and names.setdefault(parameter, name) != name:
+                raise ValueError(
+                    f"{names[parameter]} and {name} are tied: ghost clipping cannot norm their gradient; untie them, "
+                    'or take rounding="exact" with grad_sample_mode="hooks"'
+                )
 
 
 def _check_module(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

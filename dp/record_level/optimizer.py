@@ -10,8 +10,10 @@ Rules:
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from .. import local
-from ..accounting import PrivacyEvent, epsilon
+from ..accounting import PrivacyEvent, RdpCurve, epsilon_of_rdp
 from ..encoding import IntegerEncoder, lower_norm
 from ..errors import BudgetExceededError, UnaccountableError, UnsafeUpdateError
 from ..ledger import PrivacyLedger, Reservation
@@ -158,7 +160,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             UnaccountableError: The last contribution is still under way, the logical batch continues, or a scheduler
                 changed the noise or the clip norm.
             UnsafeUpdateError: As `clip_and_accumulate`, or as `local_update`.
-            BudgetExceededError: The ledger, or the budget of a `LocalRecordLevel` unit, does not allow the round.
+            BudgetExceededError: The round, at its worst case, does not fit the ledger, or without one the unit's
+                budget; nothing was drawn.
         """
         if self._in_flight is not None:
             raise UnaccountableError(
@@ -265,16 +268,17 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             )
 
     def _require_budget(self, reserved: PrivacyEvent) -> None:
-        """A local unit keeps its budget itself; others leave that to the party that runs the rounds, or to a ledger."""
-        if not isinstance(self.unit, LocalRecordLevel):
+        """Refuse the round that would pass the unit's budget. With a ledger, that decides."""
+        if self.ledger is not None:
             return
-        counts = dict(self.accountant.history)
-        counts[reserved] = counts.get(reserved, 0) + 1
+        counts = Counter(dict(self.accountant.history))
+        counts[reserved] += 1
         if set(counts) == {reserved} and counts[reserved] <= self.unit.releases:
             return  # as calibrated
-        if (spent := epsilon(counts, delta=self.unit.delta)) > self.unit.epsilon:
+        curve = np.sum([count * _curve(event) for event, count in counts.items()], axis=0)
+        if (spent := epsilon_of_rdp(curve, self.unit.delta)) > self.unit.epsilon:
             raise BudgetExceededError(
-                f"one more step would spend epsilon {spent:.4g} at delta {self.unit.delta:g}, the budget is "
+                f"one more round would spend epsilon {spent:.4g} at delta {self.unit.delta:g}, the budget is "
                 f"{self.unit.epsilon:g}"
             )
 
@@ -382,6 +386,12 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
 def _draw_coins(length: int, *, rand: RandomBytes) -> FloatVector:
     """float64[length] in [0, 1), multiples of 2^-32."""
     return np.frombuffer(rand(4 * length), dtype="<u4") * 2.0**-32
+
+
+@lru_cache(maxsize=256)
+def _curve(event: PrivacyEvent) -> RdpCurve:
+    """Its Rényi curve: milliseconds to compute, and asked for in every round."""
+    return event.rdp()
 
 
 def _record_norm(unit: RecordLevel | LocalRecordLevel) -> float:
