@@ -280,7 +280,7 @@ class _FederatedSgd:
                 unit=config.privacy,
                 mechanism=config.mechanism,
                 loss_reduction="sum",
-                criterion=loss,
+                criterion=loss if config.privacy.rounding == "sum" else None,
                 grad_sample_mode="ghost" if config.privacy.rounding == "sum" else "hooks",
             )
             module, optimizer, *criterion, loader = made
@@ -335,7 +335,7 @@ class _LocalPrivateSgd:
                     ledger_directory, client, planned_budget(unit, local_noise(unit, dimension=trained))
                 ),
                 loss_reduction="sum",
-                criterion=loss,
+                criterion=loss if unit.rounding == "sum" else None,
                 grad_sample_mode="ghost" if unit.rounding == "sum" else "hooks",
             )
             module, optimizer, *criterion, loader = made

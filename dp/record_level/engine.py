@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 from typing import IO, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -329,10 +330,7 @@ def _check_options(options: Mapping[str, object]) -> None:
 
 def _check_loss(loss_reduction: str, criterion: object) -> None:
     """Both the declaration and the criterion must say "sum"."""
-    reductions = {
-        "loss_reduction": loss_reduction,
-        "criterion.reduction": getattr(criterion, "reduction", "sum"),
-    }
+    reductions = {"loss_reduction": loss_reduction, "criterion.reduction": _reduction(criterion) or "sum"}
     for name, reduction in reductions.items():
         if reduction != "sum":
             raise ValueError(
@@ -340,6 +338,12 @@ def _check_loss(loss_reduction: str, criterion: object) -> None:
                 'secret batch. Build the loss with reduction="sum" and declare loss_reduction="sum"; the step is '
                 "divided by the public expected batch size in any case"
             )
+
+
+def _reduction(criterion: object) -> object:
+    """What a loss module, or a partial of a function, says of itself; None if it says nothing."""
+    keywords = criterion.keywords if isinstance(criterion, partial) else {}
+    return keywords.get("reduction", getattr(criterion, "reduction", None))
 
 
 def _check_mode(mode: str, unit: RecordLevel | LocalRecordLevel, module: nn.Module, criterion: object) -> None:
@@ -351,6 +355,11 @@ def _check_mode(mode: str, unit: RecordLevel | LocalRecordLevel, module: nn.Modu
         return
     if criterion is None:
         raise ValueError("ghost clipping needs the criterion: pass it, and call backward() on what its wrapper returns")
+    if _reduction(criterion) is None:
+        raise ValueError(
+            'the criterion does not say how it reduces: pass a loss module, or partial(function, reduction="sum"), or set '
+            'its attribute reduction to "sum"'
+        )
     names: dict[nn.Parameter, str] = {}
     for path, layer in module.named_modules():
         if isinstance(layer, DPRNNBase):

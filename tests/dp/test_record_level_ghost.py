@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -462,6 +463,8 @@ def test_physical_batches_make_one_sum_one_rounding_and_one_event():
     [
         ({"grad_sample_mode": "hooks"}, "must be 'ghost'"),
         ({"criterion": None}, "needs the criterion"),
+        ({"criterion": nn.functional.cross_entropy}, "does not say how it reduces"),
+        ({"criterion": partial(nn.functional.cross_entropy, reduction="mean")}, "criterion.reduction"),
         ({"criterion": nn.CrossEntropyLoss()}, "criterion.reduction"),
     ],
 )
