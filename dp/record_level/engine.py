@@ -357,8 +357,8 @@ def _check_mode(mode: str, unit: RecordLevel | LocalRecordLevel, module: nn.Modu
         raise ValueError("ghost clipping needs the criterion: pass it, and call backward() on what its wrapper returns")
     if _reduction(criterion) is None:
         raise ValueError(
-            'the criterion does not say how it reduces: pass a loss module, or partial(function, reduction="sum"), or set '
-            'its attribute reduction to "sum"'
+            'the criterion does not say how it reduces: pass a loss module, or partial(function, reduction="sum"), or '
+            'set its attribute reduction to "sum"'
         )
     names: dict[nn.Parameter, str] = {}
     for path, layer in module.named_modules():
