@@ -3,7 +3,8 @@
 Rules:
 
 - Two backward passes, as in Opacus' `grad_sample_mode="ghost"`: the first gives the norm of every record's gradient,
-  the second the sum y of all gradients, each times its clipping factor.
+  the second the sum y of all gradients, each times its clipping factor. Norms are measured again in the pass that sums:
+  a record whose clipped gradient came out longer than the clip counts as absent.
 - The sum is rounded once: q = floor(s·y + u), with coins u in [0, 1)^d that depend on no data. Let a record's clipped
   gradient g leave. For the same coins every coordinate of q moves by less than one step more or less than s·g, so q
   moves by at most s·||g|| + √d in L2. The coins have the same law with and without the record, and Rényi divergence is
@@ -13,9 +14,9 @@ Rules:
 - This bound rests on floats, `exact` does not. By the worst case of a sum of K terms in precision u, removing a record
   moves a computed sum by 2·K·u·rows·c beyond what it moves the true one; `sum_clip` leaves c/128 for it, and
   `SecureDPOptimizer` refuses batches in which K·rows could pass that. K counts rows and places: sequence steps, pixels.
-  Not proven is that a record's own terms at many places do not cancel, and that both passes agree on a norm; a further
-  c/1024 is left for these, against 1e-6 measured. `module.double()` makes all of it negligible.
-- A record whose gradient is not finite counts as absent: the batch is run again without it, in the same rows.
+  Not proven is that a record's own terms at many places do not cancel: then its part of the float error is larger than
+  its gradient, and a model could be made for that. `module.double()` leaves 29 more bits for it.
+- A record whose gradient is not finite counts as absent too: the batch is run again without it, in the same rows.
 
 Sources: Lee, Kifer, "Scaling up differentially private deep learning with fast per-example gradient clipping", PETS
 2021; Bu, Mao, Xu, "Scalable and efficient training of large convolutional neural networks with differential privacy",
@@ -26,7 +27,7 @@ NeurIPS 2022; van Erven, Harremoës, "Rényi divergence and Kullback-Leibler div
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -38,7 +39,7 @@ from ..errors import UnsafeUpdateError
 from .batches import RowLayout, map_tensors
 
 _SUM_MARGIN = 2.0**-7  # of the clip norm, for the float sum over records
-_NORM_MARGIN = 2.0**-10  # for the norm of the first pass against the gradient of the second
+_NORM_MARGIN = 2.0**-10  # for the norm of the second pass against that of the first
 _GRID_MARGIN = 2.0**-10  # of a step: s·y + u is itself a float64
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 _LARGEST_FACTOR = 2.0**100  # a norm further beyond the clip is as good as infinite: its factor would be subnormal
@@ -92,6 +93,8 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
         self._terms: Counter[nn.Module] = Counter()
         self._call: tuple[tuple[object, ...], Mapping[str, object], Tensor, int] | None = None
         self._outputs: list[Tensor] = []
+        self._kept: dict[nn.Module, dict[str, Any]] = {}
+        self._uses: list[int] = []
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Call the module on the records.
@@ -126,6 +129,13 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
 
         outputs = map_tensors(keep, outputs)
         self._call = (args, kwargs, places, total)
+        # The first pass uses these up, and the second one measures norms again.
+        self._kept = {
+            layer: {**layer.__dict__, "activations": list(layer.activations)}
+            for layer in self._module.modules()
+            if hasattr(layer, "activations")
+        }
+        self._uses = [parameter._forward_counter for _, parameter in trainable_parameters(self._module)]
         return outputs
 
     def capture_activations_hook(self, module: nn.Module, forward_input: list[Tensor], forward_output: Tensor) -> None:
@@ -141,16 +151,19 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
             UnsafeUpdateError: There was no forward pass, or a parameter or an output took no part in the loss.
         """
         rejected = 0
+        clip = destination.record_clip
         while True:
             if self._call is None:
                 raise UnsafeUpdateError("there was no forward pass since the last backward one")
             args, kwargs, places, total = self._call
             gradients = [_gradient(output) for output in self._outputs]
             norms = self._norms()[places]
-            kept = norms <= destination.record_clip * _LARGEST_FACTOR  # False for nan
+            kept = norms <= clip * _LARGEST_FACTOR  # False for nan
+            if kept.all():
+                kept = self._second_pass(gradients, (clip / norms).clamp(max=1.0))[places] <= clip * (1 + _NORM_MARGIN)
             if kept.all():
                 break
-            # Without the others, and with hooks again: a random layer would change what their norms were taken of.
+            # Without the others, and both passes anew: a random layer would change what their norms were taken of.
             good = torch.nonzero(kept).flatten()
             rejected += len(kept) - len(good)
 
@@ -165,20 +178,25 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
             )
             chosen = [gradient.index_select(0, good.to(gradient.device)) for gradient in gradients]
             torch.autograd.backward(self._outputs, chosen, retain_graph=True)
-        factors = (destination.record_clip / norms).clamp(max=1.0)
-        for _, parameter in trainable_parameters(self._module):
-            parameter.grad = None
-        self.disable_hooks()
-        try:
-            torch.autograd.backward(
-                self._outputs,
-                [gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients],
-            )
-        finally:
-            self.enable_hooks()
         terms = max(self._terms.values()) * total
         self._forget()
         destination.take_sum(terms=terms, rejected=rejected)
+
+    def _second_pass(self, gradients: list[Tensor], factors: Tensor) -> Tensor:
+        """Sum up gradients times factors; returns the norms of what was summed, float64[total]."""
+        for layer, kept in self._kept.items():
+            layer.__dict__.update(activations=list(kept["activations"]))
+            if "max_batch_len" in kept:
+                layer.__dict__["max_batch_len"] = kept["max_batch_len"]
+        for (_, parameter), uses in zip(trainable_parameters(self._module), self._uses, strict=True):
+            parameter.grad = None
+            parameter.__dict__.pop("_norm_sample", None)
+            parameter._forward_counter = uses
+        torch.autograd.backward(
+            self._outputs,
+            [gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients],
+        )
+        return self._norms()
 
     def _norms(self) -> Tensor:
         """float64[total]: the norm of the gradient of every row."""
@@ -194,7 +212,7 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
 
     def _forget(self) -> None:
         """Drop everything of an earlier pass: it may never have seen its backward one."""
-        self._outputs, self._call = [], None
+        self._outputs, self._call, self._kept = [], None, {}
         self._terms.clear()
         for layer in self._module.modules():
             for name in ("activations", "max_batch_len"):

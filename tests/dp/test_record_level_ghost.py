@@ -496,3 +496,43 @@ def test_unknown_roundings_are_refused():
     assert "rounding" not in event.to_dict()
     with pytest.raises(ValueError, match="nearest"):
         SkellamEvent(l2_squared=Fraction(4), l1=Fraction(4), variance=Fraction(4), dimension=1, rounding="nearest")
+
+
+class Amplified(torch.autograd.Function):
+    """In every second backward pass, rows that begin with 7 get a gradient a hundred times as long."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx, features, outputs):
+        ctx.save_for_backward(features)
+        return outputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (features,) = ctx.saved_tensors
+        Amplified.passes += 1
+        hidden = (features[:, 0] == 7)[:, None] & (Amplified.passes % 2 == 0)
+        return None, torch.where(hidden, 100 * gradient, gradient)
+
+
+def test_a_record_that_is_longer_in_the_pass_that_sums_counts_as_absent(monkeypatch):
+    monkeypatch.setattr("dp.record_level.batches.secure_random", lambda: stream(5))
+
+    class TwoFaced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, features):
+            return Amplified.apply(features, self.layer(features))
+
+    torch.manual_seed(9)
+    module, optimizer, criterion = private(TwoFaced())
+    features, labels = blobs(4).tensors
+    absent = clipped_sum(module, optimizer, criterion, features[:3], labels[:3])
+    Amplified.passes = 0
+    features[3, 0] = 7
+    present = clipped_sum(module, optimizer, criterion, features, labels)
+    assert optimizer.rejected_records == 1
+    assert np.array_equal(present, absent)
