@@ -169,7 +169,7 @@ def test_the_ladder_without_compensation(honest: int, published: float) -> None:
     release, mu = gaussian(multiplier), math.sqrt(30) / multiplier
     exact = bisect(lambda value: exact_delta(mu, value) - 1e-5, 0, 120)
     assert exact == pytest.approx(published, abs=0.01)
-    assert exact < epsilon({release: 30}, delta=1e-5) < 1.1 * exact
+    assert exact < epsilon({release: 30}, delta=1e-5) < 1.2 * exact  # few integer orders are near one
     if honest > 1:  # the loss distribution of one alone takes many seconds
         assert _dp_accounting_pld({release: 30}, 1e-5) == pytest.approx(exact, abs=1e-3)
 
