@@ -54,17 +54,19 @@ def round_config(
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
     suite: int = 2,
+    removable: bool = False,
 ) -> RoundConfig:
     """A valid configuration with the smallest threshold and floor, unless told otherwise."""
     degree = cohort - 1 if degree is None else degree
     if corrupt_holders is None:
         corrupt_holders = 0 if degree == cohort - 1 else 1
     threshold = threshold or required_threshold(holders=degree + 1, corrupt_holders=corrupt_holders)
+    min_survivors = min_survivors or (threshold if degree == cohort - 1 else degree + 2)
     return RoundConfig(
         round_id=round_id or os.urandom(32),
         cohort=cohort,
         threshold=threshold,
-        min_survivors=min_survivors or (threshold if degree == cohort - 1 else degree + 2),
+        min_survivors=min_survivors,
         degree=degree,
         corrupt_holders=corrupt_holders,
         length=length,
@@ -72,6 +74,7 @@ def round_config(
         modulus_bits=modulus_bits,
         model=model,
         binding=binding,
+        removable=cohort - min_survivors if removable else 0,
     )
 
 
