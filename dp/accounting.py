@@ -401,12 +401,15 @@ def ladder(mechanism: "DistributedNoise", *, rounds: int, delta: float, survivor
     def cost(event: PrivacyEvent) -> float:
         return epsilon({event: rounds}, delta=delta)
 
+    all_honest = cost(mechanism.event(survivors=mechanism.clients, colluders=0))
     return EpsilonLadder(
-        all_honest=cost(mechanism.event(survivors=mechanism.clients, colluders=0)),
-        after_dropout=cost(mechanism.event(survivors=survivors, colluders=0)),
+        all_honest=all_honest,
+        # Where the surplus of noise is taken out, dropouts may even leave a little more: no rung claims that.
+        after_dropout=max(all_honest, cost(mechanism.event(survivors=survivors, colluders=0))),
         minus_colluders=cost(mechanism.event(survivors=survivors)),
         guaranteed=cost(mechanism.event(survivors=mechanism.min_survivors)),
-        local_only=cost(mechanism.event_with(honest=1)),
+        # All others together hold every removable secret of the one: what stays is what nobody ever gives up.
+        local_only=cost(mechanism.event_with(honest=1, survivors=mechanism.clients)),
     )
 
 

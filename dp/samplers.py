@@ -109,6 +109,20 @@ def secure_random() -> RandomBytes:
     return _AesCtrStream()
 
 
+def seeded_random(seed: bytes) -> RandomBytes:
+    """The stream of a seed that was itself drawn from `secure_random` or the like: AES-256-CTR, the same for everybody.
+
+    For noise that another party must be able to draw again.
+
+    Raises:
+        ValueError: the seed does not have 32 bytes.
+    """
+    if len(seed) != 32:
+        raise ValueError(f"a seed must have 32 bytes, got {len(seed)}")
+    keystream = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
+    return lambda size: keystream.update(bytes(size))
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """Cumulative law of |X|: threshold T_k = high[k]·2⁶⁴ + low[k] = ⌊2¹²⁷·P(|X| ≤ k)⌋ for k = 0 … last."""

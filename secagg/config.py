@@ -56,6 +56,7 @@ UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
     "none": NoPrivacy,
 }
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
+DROPOUT_NOISE = ("worst_case", "removable")
 MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
 
@@ -72,6 +73,8 @@ class AggregationConfig:
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
         noise_law: of the clients' noise shares, "skellam" or "discrete_gaussian"; the same epsilon to four digits.
+        dropout_noise: "worst_case": every round carries the noise that the worst accepted one needs, and more if fewer
+            clients drop out; or "removable": the server learns how to take out the surplus, and no more than that.
         application: free text that keeps rounds of different applications apart.
         riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
@@ -91,6 +94,7 @@ class AggregationConfig:
     privacy: PrivacyUnit
     modulus_bits: int = 32
     noise_law: str = "skellam"
+    dropout_noise: str = "worst_case"
     application: str = ""
     riders: Riders = NO_RIDERS
     degree: int = field(init=False)
@@ -110,10 +114,12 @@ class AggregationConfig:
             raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
-        if self.noise_law not in LAWS:
-            raise ValueError(f"noise_law must be one of {sorted(LAWS)}, got {self.noise_law!r}")
-        if isinstance(self.privacy, NoPrivacy) and self.noise_law != "skellam":
-            raise ValueError(f"noise_law {self.noise_law!r} has no meaning without privacy: there is no noise")
+        for name, choices in (("noise_law", tuple(LAWS)), ("dropout_noise", DROPOUT_NOISE)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+            if isinstance(self.privacy, NoPrivacy) and value != choices[0]:
+                raise ValueError(f"{name} {value!r} has no meaning without privacy: there is no noise")
         self._check_riders()
         self._derive_graph()
         self._derive_noise()
@@ -153,6 +159,7 @@ class AggregationConfig:
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
                 law=self.noise_law,
+                removable=self.dropout_noise == "removable",
             )
             mechanism = fit()
             object.__setattr__(self, "mechanism", mechanism)
@@ -191,6 +198,7 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         noise_law: str = "skellam",
+        dropout_noise: str = "worst_case",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -205,6 +213,8 @@ class AggregationConfig:
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             noise_law: "skellam" (default) or "discrete_gaussian".
+            dropout_noise: "worst_case" (default), or "removable" for the least noise at more traffic and computation;
+                on the complete graph, with Skellam noise.
             application: free text that keeps different applications apart.
             weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
                 `PrivateWeights`, which ride masked and noised in the same vector.
@@ -224,6 +234,7 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             noise_law=noise_law,
+            dropout_noise=dropout_noise,
             application=application,
             weights=weights,
             metrics=metrics,
@@ -240,6 +251,7 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         noise_law: str = "skellam",
+        dropout_noise: str = "worst_case",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -258,6 +270,7 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             noise_law=noise_law,
+            dropout_noise=dropout_noise,
             application=application,
             riders=Riders.of(weights, metrics),
         )
@@ -295,6 +308,11 @@ class AggregationConfig:
     def upload_bytes(self) -> int:
         """Size of one masked vector; the other messages of a client are a few kilobytes."""
         return packed_bytes(self.length, self.modulus_bits)
+
+    @property
+    def removable(self) -> int:
+        """T, components of a client's noise that are taken out again unless clients drop out."""
+        return self.max_dropouts if self.dropout_noise == "removable" else 0
 
     def policy(self) -> ClientPolicy:
         """The floors that a client of this configuration enforces."""
@@ -347,7 +365,7 @@ class AggregationConfig:
         if self.mechanism is None:
             return 0.0
         step = self.encoder.clip_norm / self.encoder.int_bound
-        return math.sqrt(survivors * self.mechanism.share_variance) * step
+        return math.sqrt(survivors * self.mechanism.residual_variance(survivors)) * step
 
     def round_config(self, *, round_id: bytes, model: bytes) -> RoundConfig:
         """The protocol's parameters for one round on one model."""
@@ -362,6 +380,7 @@ class AggregationConfig:
             modulus_bits=self.modulus_bits,
             model=model,
             binding=self._digest,
+            removable=self.removable,
         )
 
     # As text.
@@ -387,6 +406,7 @@ class AggregationConfig:
             "riders": self.riders.to_dict(),
             "int_bound": self.encoder.int_bound,
             "noise_law": None if mechanism is None else mechanism.law,
+            "dropout_noise": None if mechanism is None else self.dropout_noise,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
 

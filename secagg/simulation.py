@@ -54,8 +54,11 @@ class _ObservedClient(Client):
     """A client whose unmasked vector the simulation keeps, to compare sums."""
 
     prepared: UInt32Vector
+    seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
+        if self.config.removable:
+            self.seeds = self._live().removable_seeds
         self.prepared = super().prepare(update)
         return self.prepared
 
@@ -181,7 +184,9 @@ class Simulation:
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
         words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
-        plain = finish(words, self.config, survivors=result.survivors)
+        dropouts = self.config.clients - len(result.survivors)
+        removed = {client: self._clients[client].seeds[dropouts:] for client in result.survivors}
+        plain = finish(words, self.config, survivors=result.survivors, removed=removed)
         if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
