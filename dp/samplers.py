@@ -55,7 +55,7 @@ _GAUSSIAN_BITS = 320  # precision of discrete Gaussian weights; the recurrence l
 _BLOCK = 1 << 15  # draws at a time: their temporaries fit a core's second-level cache
 _GUIDE_SHIFT = 63 - 16  # the guide is indexed by the top 16 of 63 magnitude bits
 _LAST_TOP = (1 << 63) - 1
-_CACHED_TABLES = 8  # a process uses one variance per mechanism
+_CACHED_TABLES = 32  # a process uses one variance per mechanism, or one per removable component: about 1 MB each
 
 
 _generation = 0  # forks between this process and the first: process ids may recur, this cannot

@@ -73,8 +73,7 @@ class AggregationConfig:
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
         noise_law: of the clients' noise shares, "skellam" or "discrete_gaussian"; the same epsilon to four digits.
-        dropout_noise: "worst_case": every round carries the noise that the worst accepted one needs, and more if fewer
-            clients drop out; or "removable": the server learns how to take out the surplus, and no more than that.
+        dropout_noise: "worst_case", or "removable": the server takes out what only makes up for dropouts.
         application: free text that keeps rounds of different applications apart.
         riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
@@ -105,8 +104,7 @@ class AggregationConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("clients", 2), ("max_dropouts", 0), ("max_colluders", 0), ("modulus_bits", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if self.clients > MAX_COHORT:  # before anything of that size is computed
             raise ValueError(f"clients must be at most {MAX_COHORT}, got {self.clients}: form smaller cohorts")
@@ -115,8 +113,7 @@ class AggregationConfig:
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
         for name, choices in (("noise_law", tuple(LAWS)), ("dropout_noise", DROPOUT_NOISE)):
-            value = getattr(self, name)
-            if value not in choices:
+            if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {value!r}")
             if isinstance(self.privacy, NoPrivacy) and value != choices[0]:
                 raise ValueError(f"{name} {value!r} has no meaning without privacy: there is no noise")
@@ -213,8 +210,7 @@ class AggregationConfig:
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             noise_law: "skellam" (default) or "discrete_gaussian".
-            dropout_noise: "worst_case" (default), or "removable" for the least noise at more traffic and computation;
-                on the complete graph, with Skellam noise.
+            dropout_noise: "worst_case" (default), or "removable": least noise, more traffic, complete graph, Skellam.
             application: free text that keeps different applications apart.
             weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
                 `PrivateWeights`, which ride masked and noised in the same vector.
