@@ -271,8 +271,6 @@ class AggregationConfig:
             riders=Riders.of(weights, metrics),
         )
 
-    # Derived numbers.
-
     @property
     def min_survivors(self) -> int:
         """The smallest group whose sum is ever revealed."""

@@ -212,8 +212,8 @@ class TestRemovableNoise:
         for wrong in ({}, {client: seeds for client, seeds in removed.items() if client != 3}):
             with pytest.raises(ValueError, match="noise must be removed of 6 survivors"):
                 finish(words, self.subject, survivors=range(1, 7), removed=wrong)
+        fewer = {client: seeds[1:] for client, seeds in removed.items()}
         with pytest.raises(ValueError, match="6 survivors leave 2 superfluous components each"):
-            fewer = {client: seeds[1:] for client, seeds in removed.items()}
             finish(words, self.subject, survivors=range(1, 7), removed=fewer)
 
     def test_nothing_is_contributed_without_the_rounds_seeds(self) -> None:
