@@ -280,7 +280,7 @@ def event_from_dict(data: object) -> PrivacyEvent:
 def sum_of_gaussians_excess(shares: int, share_variance: Fraction) -> float:
     """τ: what a sum of discrete Gaussians may lose, per coordinate, to one discrete Gaussian of the summed parameter.
 
-    Kairouz, Liu, Steinke 2021, Proposition 13: τ = 10 Σ_{k=1}^{shares-1} exp(-2π² σ² k/(k + 1)). Every k/(k + 1) is at
+    Kairouz, Liu, Steinke 2021, Theorem 1: τ = 10 Σ_{k=1}^{shares-1} exp(-2π² σ² k/(k + 1)). Every k/(k + 1) is at
     least 1/2 and 9.8696 is below π², so the result is above τ, its own rounding included.
     """
     if shares == 1:
