@@ -144,7 +144,7 @@ def _ours(module: Any, variant: str, batch: int) -> tuple[Step, Callable[[], obj
     class NoiseApart(DistributedSkellam):
         """Its noise is timed on its own."""
 
-        def noise_share(self, *, rand: Any) -> Any:
+        def noise_share(self, *, rand: Any, seeds: Any = ()) -> Any:
             return zeros
 
     unit = RecordLevel(

@@ -294,7 +294,7 @@ def event_from_dict(data: object) -> PrivacyEvent:
 def sum_of_gaussians_excess(shares: int, share_variance: Fraction) -> float:
     """τ: what a sum of discrete Gaussians may lose, per coordinate, to one discrete Gaussian of the summed parameter.
 
-    Kairouz, Liu, Steinke 2021, Proposition 13: τ = 10 Σ_{k=1}^{shares-1} exp(-2π² σ² k/(k + 1)). Every k/(k + 1) is at
+    Kairouz, Liu, Steinke 2021, Theorem 1: τ = 10 Σ_{k=1}^{shares-1} exp(-2π² σ² k/(k + 1)). Every k/(k + 1) is at
     least 1/2 and 9.8696 is below π², so the result is above τ, its own rounding included.
     """
     if shares == 1:
@@ -415,12 +415,15 @@ def ladder(mechanism: "DistributedNoise", *, rounds: int, delta: float, survivor
     def cost(event: PrivacyEvent) -> float:
         return epsilon({event: rounds}, delta=delta)
 
+    all_honest = cost(mechanism.event(survivors=mechanism.clients, colluders=0))
     return EpsilonLadder(
-        all_honest=cost(mechanism.event(survivors=mechanism.clients, colluders=0)),
-        after_dropout=cost(mechanism.event(survivors=survivors, colluders=0)),
+        all_honest=all_honest,
+        # Where the surplus of noise is taken out, dropouts may even leave a little more: no rung claims that.
+        after_dropout=max(all_honest, cost(mechanism.event(survivors=survivors, colluders=0))),
         minus_colluders=cost(mechanism.event(survivors=survivors)),
         guaranteed=cost(mechanism.event(survivors=mechanism.min_survivors)),
-        local_only=cost(mechanism.event_with(honest=1)),
+        # All others together hold every removable secret of the one: what stays is what nobody ever gives up.
+        local_only=cost(mechanism.event_with(honest=1, survivors=mechanism.clients)),
     )
 
 

@@ -10,17 +10,22 @@ Rules:
   their shares to the adversary. Dividing by all clients instead would void the claim with the first dropout.
 - Amplification only from a draw that stays inside the client (`RecordLevel`). The server of a secure aggregation knows
   the cohort, so `ClientLevel` is accounted at rate 1 and no parameter exists that could say otherwise.
+- Sizing for the worst round leaves more noise than needed in every better one. With `removable` noise a client's
+  share is a sum of components, and the server is later given the seeds of those that only make up for dropouts that
+  did not happen. Then every accepted round holds exactly the noise of the worst one. Only a law that is closed under
+  addition can be cut so.
 - What leaves here is `NoisedIntegers`. It is built nowhere else, so a vector without noise cannot be passed where that
   type is asked for.
 
 Sources: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021;
 Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation",
-ICML 2021.
+ICML 2021; for removable noise Jiang, Wang, Chen, "Efficient Federated Learning with Dropout-Resilient Differential
+Privacy" (XNoise), EuroSys 2024, with the colluders taken off the counts instead of a factor on the variance.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
 from typing import ClassVar, Final, NoReturn
@@ -37,7 +42,14 @@ from .accounting import (
 )
 from .encoding import MAX_INT_BOUND, least_int_bound
 from .errors import CapacityError, UnaccountableError, UnsafeUpdateError
-from .samplers import MAX_STDDEV, Int64Vector, RandomBytes, sample_discrete_gaussian, sample_skellam
+from .samplers import (
+    MAX_STDDEV,
+    Int64Vector,
+    RandomBytes,
+    sample_discrete_gaussian,
+    sample_skellam,
+    seeded_random,
+)
 from .units import ClientLevel, LocalRecordLevel, RecordLevel
 
 # Thousands of steps wide, a share loses nothing to the continuous law; wider ones only make room for longer vectors.
@@ -62,9 +74,10 @@ class DistributedNoise(ABC):
             with one client 1.
         sampling_rate: rate of the secret per-record draw inside each client, in [2^-64, 1]; 1 without one.
         rounding: what ensures `int_bound`, see `SkellamEvent`: "exact" or "sum".
+        removable: whether shares are cut into `components`, of which the server takes out the surplus.
 
     Raises:
-        TypeError: a rational field is not a `Fraction`.
+        TypeError: a rational field is not a `Fraction`, or `removable` is no bool.
         ValueError: a value is outside its bound; the message names both.
     """
 
@@ -76,6 +89,7 @@ class DistributedNoise(ABC):
     max_colluders: int
     sampling_rate: Fraction
     rounding: str = "exact"
+    removable: bool = False
 
     law: ClassVar[str]  # its name in configurations
 
@@ -99,31 +113,102 @@ class DistributedNoise(ABC):
             )
         if not SMALLEST_RATE <= self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in [2^-64, 1], got {self.sampling_rate}")
+        if type(self.removable) is not bool:
+            raise TypeError(f"removable must be a bool, got {self.removable!r}")
+        if self.removable and self.min_survivors == self.clients:
+            raise ValueError(f"removable noise makes up for dropouts, and all {self.clients} clients must survive")
+
+    @property
+    def components(self) -> tuple[Fraction, ...]:
+        """Variances of the independent parts of a share. The first always stays; k = 1, 2, ... stays if k clients drop.
+
+        With h honest clients among all and the variance V that must remain, the first has V / h and component k
+        V / ((h - k + 1) (h - k)). They telescope: if d clients drop, V / (h - d) is left with each survivor.
+        """
+        if not self.removable:
+            return (self.share_variance,)
+        honest, remaining = self.clients - self.max_colluders, self._guaranteed_variance
+        rest = range(honest, self.min_survivors - self.max_colluders, -1)
+        return (remaining / honest, *(remaining / (h * (h - 1)) for h in rest))
+
+    def residual_variance(self, survivors: int) -> Fraction:
+        """Variance of what remains of one share in the release over so many survivors."""
+        if not self.removable:
+            return self.share_variance
+        return self._guaranteed_variance / (survivors - self.max_colluders)
+
+    @property
+    def _guaranteed_variance(self) -> Fraction:
+        return (self.min_survivors - self.max_colluders) * self.share_variance
 
     @property
     def noise_multiplier(self) -> float:
         """Guaranteed standard deviation over `int_bound`, comparable to z of a central Gaussian mechanism."""
-        return math.sqrt((self.min_survivors - self.max_colluders) * self.share_variance) / self.int_bound
+        return math.sqrt(self._guaranteed_variance) / self.int_bound
 
     @abstractmethod
-    def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
-        """One client's share, fresh for each release: int64[dimension], mean 0, `share_variance` per coordinate."""
+    def _draw(self, variance: Fraction, *, rand: RandomBytes) -> Int64Vector:
+        """int64[dimension] of the law."""
 
     @abstractmethod
-    def event_with(self, *, honest: int) -> PrivacyEvent:
-        """What-if: the release with `honest` (>= 1) shares unknown to the adversary, whether or not it is accepted."""
+    def event_with(self, *, honest: int, survivors: int | None = None) -> PrivacyEvent:
+        """What-if: the release with `honest` (>= 1) shares unknown to the adversary, whether or not it is accepted.
 
-    def privatize(self, integers: Int64Vector, *, rand: RandomBytes) -> "NoisedIntegers":
+        `survivors` contributed to it, without it `min_survivors`; only removable noise depends on that.
+        """
+
+    def noise_share(self, *, rand: RandomBytes, seeds: Sequence[bytes] = ()) -> Int64Vector:
+        """One client's share, fresh for each release: int64[dimension], mean 0, `share_variance` per coordinate.
+
+        Args:
+            rand: secure bytes for what nobody takes out again.
+            seeds: with removable noise the fresh 32-byte seeds of components 1, 2, ..., used for nothing else.
+
+        Raises:
+            ValueError: there is not one seed for each removable component.
+        """
+        stays, *others = self.components
+        if len(seeds) != len(others):
+            raise ValueError(f"seeds must be {len(others)}, one for each removable component, got {len(seeds)}")
+        noise = self._draw(stays, rand=rand)
+        for variance, seed in zip(others, seeds, strict=True):
+            noise += self._draw(variance, rand=seeded_random(seed))
+        return noise
+
+    def surplus(self, removed: Collection[Sequence[bytes]]) -> Int64Vector:
+        """What the server takes out of a sum.
+
+        Args:
+            removed: for each survivor the seeds of its components from 1 + the number of dropouts on.
+
+        Returns:
+            int64[dimension], the sum of all these components.
+
+        Raises:
+            ValueError: the seeds are not as many as so many survivors leave superfluous.
+        """
+        expected = len(removed) - self.min_survivors if self.removable else 0
+        if any(len(seeds) != expected for seeds in removed):
+            raise ValueError(f"{len(removed)} survivors leave {expected} superfluous components each, got other seeds")
+        noise = np.zeros(self.dimension, dtype=np.int64)
+        for place in range(1, max(expected, 0) + 1):  # one component of everybody at a time: they share a table
+            for seeds in removed:
+                noise += self._draw(self.components[-place], rand=seeded_random(seeds[-place]))
+        return noise
+
+    def privatize(self, integers: Int64Vector, *, rand: RandomBytes, seeds: Sequence[bytes] = ()) -> "NoisedIntegers":
         """Adds one noise share.
 
         Args:
             integers: int64[dimension], the encoded unit (or the sum of encoded records); left unchanged.
             rand: secure bytes for the share.
+            seeds: as for `noise_share`.
 
         Returns:
             The sum, read-only.
 
         Raises:
+            ValueError: there is not one seed for each removable component.
             UnsafeUpdateError: wrong dtype or shape, or an entry of magnitude >= 2^62, where adding noise might wrap.
         """
         if integers.dtype != np.int64 or integers.shape != (self.dimension,):
@@ -132,7 +217,7 @@ class DistributedNoise(ABC):
             )
         if integers.max() >= 2**62 or integers.min() <= -(2**62):
             raise UnsafeUpdateError("integers must have magnitude < 2^62")
-        return NoisedIntegers(vector=integers + self.noise_share(rand=rand), mechanism=self, seal=_SEAL)
+        return NoisedIntegers(vector=integers + self.noise_share(rand=rand, seeds=seeds), mechanism=self, seal=_SEAL)
 
     def event(self, *, survivors: int, colluders: int | None = None) -> PrivacyEvent:
         """The release of a round to which `survivors` contributed, some of them with shares known to the adversary.
@@ -154,7 +239,7 @@ class DistributedNoise(ABC):
             raise ValueError(f"survivors must be <= clients = {self.clients}, got {survivors}")
         if not 0 <= colluders < survivors:
             raise ValueError(f"colluders must be in [0, survivors = {survivors}), got {colluders}")
-        return self.event_with(honest=survivors - colluders)
+        return self.event_with(honest=survivors - colluders, survivors=survivors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,16 +248,15 @@ class DistributedSkellam(DistributedNoise):
 
     law: ClassVar[str] = "skellam"
 
-    def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
-        """See `DistributedNoise`."""
-        return sample_skellam(self.dimension, variance=self.share_variance, rand=rand)
+    def _draw(self, variance: Fraction, *, rand: RandomBytes) -> Int64Vector:
+        return sample_skellam(self.dimension, variance=variance, rand=rand)
 
-    def event_with(self, *, honest: int) -> SkellamEvent:
+    def event_with(self, *, honest: int, survivors: int | None = None) -> SkellamEvent:
         """See `DistributedNoise`."""
         return SkellamEvent(
             l2_squared=Fraction(self.int_bound**2),
             l1=Fraction(_l1_bound(self.int_bound, self.dimension)),
-            variance=honest * self.share_variance,
+            variance=honest * self.residual_variance(self.min_survivors if survivors is None else survivors),
             dimension=self.dimension,
             sampling_rate=self.sampling_rate,
             rounding=self.rounding,
@@ -192,12 +276,13 @@ class DistributedDiscreteGaussian(DistributedNoise):
                 f"share_variance must be >= {LEAST_SHARE_STDDEV}^2, got {self.share_variance}: "
                 "a sum of finer discrete Gaussian shares is far from a discrete Gaussian"
             )
+        if self.removable:
+            raise ValueError("removable noise needs a law that is closed under addition: take Skellam noise")
 
-    def noise_share(self, *, rand: RandomBytes) -> Int64Vector:
-        """See `DistributedNoise`."""
-        return sample_discrete_gaussian(self.dimension, variance=self.share_variance, rand=rand)
+    def _draw(self, variance: Fraction, *, rand: RandomBytes) -> Int64Vector:
+        return sample_discrete_gaussian(self.dimension, variance=variance, rand=rand)
 
-    def event_with(self, *, honest: int) -> DiscreteGaussianEvent:
+    def event_with(self, *, honest: int, survivors: int | None = None) -> DiscreteGaussianEvent:
         """See `DistributedNoise`."""
         return DiscreteGaussianEvent(
             l2_squared=Fraction(self.int_bound**2),
@@ -263,6 +348,7 @@ def calibrate(
     min_survivors: int,
     max_colluders: int,
     law: str = "skellam",
+    removable: bool = False,
     share_stddevs: Sequence[int] = SHARE_STDDEVS,
 ) -> DistributedNoise:
     """The least noise whose guaranteed epsilon over `unit.rounds` stays within `unit.epsilon`.
@@ -279,6 +365,8 @@ def calibrate(
         min_survivors: fewest contributions that a round accepts.
         max_colluders: clients that may work with the adversary.
         law: of the shares: "skellam" or "discrete_gaussian".
+        removable: whether the server takes out what only makes up for dropouts that did not happen. The worst accepted
+            round is the same, and so is the noise found.
         share_stddevs: standard deviations of a share to choose from, rising.
 
     Raises:
@@ -299,6 +387,7 @@ def calibrate(
             max_colluders=max_colluders,
             sampling_rate=Fraction(1) if isinstance(unit, ClientLevel) else unit.exact_rate,
             rounding="exact" if isinstance(unit, ClientLevel) else unit.rounding,
+            removable=removable,
         )
 
     def within_budget(int_bound: int, stddev: int) -> bool:

@@ -55,7 +55,7 @@ _GAUSSIAN_BITS = 320  # precision of discrete Gaussian weights; the recurrence l
 _BLOCK = 1 << 15  # draws at a time: their temporaries fit a core's second-level cache
 _GUIDE_SHIFT = 63 - 16  # the guide is indexed by the top 16 of 63 magnitude bits
 _LAST_TOP = (1 << 63) - 1
-_CACHED_TABLES = 8  # a process uses one variance per mechanism
+_CACHED_TABLES = 32  # a process uses one variance per mechanism, or one per removable component: about 1 MB each
 
 
 _generation = 0  # forks between this process and the first: process ids may recur, this cannot
@@ -107,6 +107,20 @@ def secure_random() -> RandomBytes:
         A callable; `stream(n)` gives the next n bytes.
     """
     return _AesCtrStream()
+
+
+def seeded_random(seed: bytes) -> RandomBytes:
+    """The stream of a seed that was itself drawn from `secure_random` or the like: AES-256-CTR, the same for everybody.
+
+    For noise that another party must be able to draw again.
+
+    Raises:
+        ValueError: the seed does not have 32 bytes.
+    """
+    if len(seed) != 32:
+        raise ValueError(f"a seed must have 32 bytes, got {len(seed)}")
+    keystream = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
+    return lambda size: keystream.update(bytes(size))
 
 
 @dataclass(frozen=True, slots=True)

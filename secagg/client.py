@@ -152,7 +152,8 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random(), client=self.client_id)
+        seeds = self._live().removable_seeds if self.config.removable else ()
+        return prepare(update, self.config, rand=secure_random(), client=self.client_id, seeds=seeds)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""

@@ -59,6 +59,7 @@ UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[LocalRecordLevel] 
     "none": NoPrivacy,
 }
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
+DROPOUT_NOISE = ("worst_case", "removable")
 MAX_COMPLETE = 1000  # clients of a complete graph: beyond, a round costs each of them seconds
 _COUNTS = ("rounds", "records", "local_steps")  # arguments of privacy units that are integers
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
@@ -76,6 +77,7 @@ class AggregationConfig:
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
         noise_law: of the clients' noise shares, "skellam" or "discrete_gaussian"; the same epsilon to four digits.
+        dropout_noise: "worst_case", or "removable": the server takes out what only makes up for dropouts.
         application: free text that keeps rounds of different applications apart.
         riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
@@ -95,6 +97,7 @@ class AggregationConfig:
     privacy: PrivacyUnit
     modulus_bits: int = 32
     noise_law: str = "skellam"
+    dropout_noise: str = "worst_case"
     application: str = ""
     riders: Riders = NO_RIDERS
     degree: int = field(init=False)
@@ -105,8 +108,7 @@ class AggregationConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("clients", 2), ("max_dropouts", 0), ("max_colluders", 0), ("modulus_bits", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if self.clients > MAX_COHORT:  # before anything of that size is computed
             raise ValueError(f"clients must be at most {MAX_COHORT}, got {self.clients}: form smaller cohorts")
@@ -114,11 +116,12 @@ class AggregationConfig:
             raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
+        for name, choices in (("noise_law", tuple(LAWS)), ("dropout_noise", DROPOUT_NOISE)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+            if isinstance(self.privacy, NoPrivacy | LocalRecordLevel) and value != choices[0]:
+                raise ValueError(f"{name} {value!r} has no meaning without privacy: the sum gets no noise")
         self._check_riders()
-        if self.noise_law not in LAWS:
-            raise ValueError(f"noise_law must be one of {sorted(LAWS)}, got {self.noise_law!r}")
-        if isinstance(self.privacy, NoPrivacy | LocalRecordLevel) and self.noise_law != "skellam":
-            raise ValueError(f"noise_law {self.noise_law!r} has no meaning without privacy: the sum gets no noise")
         self._derive_graph()
         self._derive_noise()
         object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
@@ -159,6 +162,7 @@ class AggregationConfig:
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
                 law=self.noise_law,
+                removable=self.dropout_noise == "removable",
             )
             mechanism = fit()
             object.__setattr__(self, "mechanism", mechanism)
@@ -198,6 +202,7 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         noise_law: str = "skellam",
+        dropout_noise: str = "worst_case",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -212,6 +217,7 @@ class AggregationConfig:
             privacy: `ClientLevel`, `RecordLevel`, `LocalRecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             noise_law: "skellam" (default) or "discrete_gaussian".
+            dropout_noise: "worst_case" (default), or "removable": least noise, more traffic, complete graph, Skellam.
             application: free text that keeps different applications apart.
             weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
                 `PrivateWeights`, which ride masked and noised in the same vector.
@@ -231,6 +237,7 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             noise_law=noise_law,
+            dropout_noise=dropout_noise,
             application=application,
             weights=weights,
             metrics=metrics,
@@ -247,6 +254,7 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         noise_law: str = "skellam",
+        dropout_noise: str = "worst_case",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -265,11 +273,10 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             noise_law=noise_law,
+            dropout_noise=dropout_noise,
             application=application,
             riders=Riders.of(weights, metrics),
         )
-
-    # Derived numbers.
 
     @property
     def min_survivors(self) -> int:
@@ -302,6 +309,11 @@ class AggregationConfig:
     def upload_bytes(self) -> int:
         """Size of one masked vector; the other messages of a client are a few kilobytes."""
         return packed_bytes(self.length, self.modulus_bits)
+
+    @property
+    def removable(self) -> int:
+        """T, components of a client's noise that are taken out again unless clients drop out."""
+        return self.max_dropouts if self.dropout_noise == "removable" else 0
 
     def policy(self) -> ClientPolicy:
         """The floors that a client of this configuration enforces."""
@@ -357,7 +369,7 @@ class AggregationConfig:
         if self.mechanism is None:
             return 0.0
         step = self.encoder.clip_norm / self.encoder.int_bound
-        return math.sqrt(survivors * self.mechanism.share_variance) * step
+        return math.sqrt(survivors * self.mechanism.residual_variance(survivors)) * step
 
     def round_config(self, *, round_id: bytes, model: bytes) -> RoundConfig:
         """The protocol's parameters for one round on one model."""
@@ -372,6 +384,7 @@ class AggregationConfig:
             modulus_bits=self.modulus_bits,
             model=model,
             binding=self._digest,
+            removable=self.removable,
         )
 
     # As text.
@@ -397,6 +410,7 @@ class AggregationConfig:
             "riders": self.riders.to_dict(),
             "int_bound": self.encoder.int_bound,
             "noise_law": None if mechanism is None else mechanism.law,
+            "dropout_noise": None if mechanism is None else self.dropout_noise,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
 

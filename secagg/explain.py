@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dp import LocalRecordLevel, NoPrivacy, RecordLevel, local_epsilon, local_noise
 from protocols.primitives.packing import NATIVE_BITS
+from protocols.primitives.shamir import SHARE_BYTES
 
 from .riders import PrivateWeights
 
@@ -98,6 +99,7 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
     honest = config.min_survivors - config.max_colluders
     lines = [
         Explanation(name="noise_law", value=mechanism.law, reason=LAW_REASONS[mechanism.law]),
+        Explanation(name="dropout_noise", value=config.dropout_noise, reason=_dropout_noise(config)),
         Explanation(
             name="share_stddev",
             value=math.sqrt(mechanism.share_variance),
@@ -177,6 +179,21 @@ def _local(config: AggregationConfig, privacy: LocalRecordLevel) -> list[Explana
             "with no trust in anyone",
         ),
     ]
+
+
+def _dropout_noise(config: AggregationConfig) -> str:
+    """What the choice costs: in noise, or in bytes and draws."""
+    if not config.removable:
+        return (
+            f"every client adds its share of what {config.min_survivors} survivors need: if all {config.clients} stay, "
+            f"the sum has {config.clients / config.min_survivors:.2f} x that variance"
+        )
+    shares, everybody = SHARE_BYTES * config.removable * config.degree, SHARE_BYTES * config.clients
+    return (
+        f"every accepted sum has the variance that {config.min_survivors} survivors need. It costs each client about "
+        f"{shares + everybody} bytes and {config.removable + 1} noise vectors instead of 1, and the server up to "
+        f"{config.removable * config.clients} noise vectors if nobody drops out"
+    )
 
 
 def _cost(config: AggregationConfig) -> list[Explanation]:

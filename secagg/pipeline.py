@@ -1,13 +1,14 @@
 """The data path: `prepare` turns an update into ring words, `finish` turns the ring sum back.
 
 update -> weigh, clip, append riders -> round, check (integers of bounded norm) -> + noise share -> ring ->
-[masked sum] -> integers -> mean
+[masked sum] -> - surplus noise, if it is removable -> integers -> mean
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from dp import (
     to_ring,
 )
 from dp.samplers import FloatVector, Int64Vector, RandomBytes, UInt32Vector
+from protocols import ClientId
 
 from .config import AggregationConfig
 from .layout import Arrays
@@ -32,7 +34,14 @@ from .riders import Contribution
 Update = Arrays | Contribution | NoisedIntegers | LocalUpdate
 
 
-def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, client: int | None = None) -> UInt32Vector:
+def prepare(
+    update: Update,
+    config: AggregationConfig,
+    *,
+    rand: RandomBytes,
+    client: int | None = None,
+    seeds: Sequence[bytes] = (),
+) -> UInt32Vector:
     """One client's contribution, ready to be masked.
 
     Args:
@@ -43,6 +52,7 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, cli
         config: the agreed configuration.
         rand: secure bytes for rounding and noise.
         client: whose it is; needed with public weights.
+        seeds: with removable noise the session's `removable_seeds`.
 
     Returns:
         uint32[config.length], entries below 2^modulus_bits.
@@ -52,6 +62,8 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, cli
             function.
     """
     if isinstance(update, NoisedIntegers):
+        if config.removable:
+            raise UnsafeUpdateError("removable noise comes from the round's own seeds: integers cannot bring theirs")
         if update.mechanism != config.mechanism or config.riders.count:
             raise UnsafeUpdateError("these integers were noised by another mechanism than the configuration's")
         integers: Int64Vector = update.take()
@@ -64,7 +76,7 @@ def prepare(update: Update, config: AggregationConfig, *, rand: RandomBytes, cli
         else:
             integers = config.encoder.encode(_with_riders(given, config, client), rand=rand)
         if config.mechanism is not None:
-            integers = config.mechanism.privatize(integers, rand=rand).vector
+            integers = config.mechanism.privatize(integers, rand=rand, seeds=seeds).vector
     return to_ring(integers + config.offset, modulus_bits=config.modulus_bits)
 
 
@@ -103,15 +115,30 @@ class Released:
     metrics: dict[str, float]
 
 
-def finish(words: UInt32Vector, config: AggregationConfig, *, survivors: Collection[int]) -> Released:
+def finish(
+    words: UInt32Vector,
+    config: AggregationConfig,
+    *,
+    survivors: Collection[int],
+    removed: Mapping[ClientId, Sequence[bytes]] = MappingProxyType({}),
+) -> Released:
     """The mean of a ring sum over `survivors`.
 
     Args:
         words: uint32[config.length], the exact sum of contributions modulo 2^modulus_bits.
         config: the agreed configuration.
         survivors: the clients whose contributions are in it.
+        removed: with removable noise the seeds that `AggregateReady` brings.
+
+    Raises:
+        ValueError: there are not seeds of all survivors, as many as their number asks for.
     """
     count = len(survivors)
+    if config.mechanism is not None and count > config.min_survivors and config.removable:
+        if removed.keys() != set(survivors):
+            raise ValueError(f"noise must be removed of {count} survivors, got seeds of {len(removed)}")
+        surplus = config.mechanism.surplus([removed[ClientId(client)] for client in sorted(survivors)])
+        words = to_ring(words.astype(np.int64) - surplus, modulus_bits=config.modulus_bits)
     if config.offset:
         total = words.astype(np.int64) - count * config.offset
     else:

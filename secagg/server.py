@@ -197,7 +197,7 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        released = finish(ready.vector, config, survivors=ready.survivors)
+        released = finish(ready.vector, config, survivors=ready.survivors, removed=ready.removed)
         spent, rungs = (config.privacy.epsilon if isinstance(config.privacy, LocalRecordLevel) else math.inf), None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)

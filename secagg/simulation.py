@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,12 +51,16 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
     return Simulation(config, clients=updates).round(updates, drop=drop)
 
 
-class _ObservedClient(Client):
+class ObservedClient(Client):
     """A client whose unmasked vector the simulation keeps, to compare sums."""
 
     prepared: UInt32Vector
+    seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
+        """As its parent does, and remembers the result."""
+        if self.config.removable:
+            self.seeds = self._live().removable_seeds
         self.prepared = super().prepare(update)
         return self.prepared
 
@@ -76,6 +81,8 @@ class Simulation:
         ValueError: the clients are not as many as the configuration says.
     """
 
+    client_type: ClassVar[type[ObservedClient]] = ObservedClient
+
     def __init__(
         self, config: AggregationConfig, *, clients: Iterable[int], ledger_directory: str | Path | None = None
     ) -> None:
@@ -90,7 +97,7 @@ class Simulation:
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
         self._clients = {
-            client: _ObservedClient(
+            client: self.client_type(
                 config,
                 client,
                 identity=identities[client],
@@ -181,7 +188,9 @@ class Simulation:
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
         words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
-        plain = finish(words, self.config, survivors=result.survivors)
+        dropouts = self.config.clients - len(result.survivors)
+        removed = {client: self._clients[client].seeds[dropouts:] for client in result.survivors}
+        plain = finish(words, self.config, survivors=result.survivors, removed=removed)
         if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from .config import AggregationConfig
 
 
+FLOAT_SUMS = (
+    'rounding "sum": float sums over a batch err by no more than is set aside for it; only rounding "exact" rests on '
+    "integers alone"
+)
+
+
 def rungs(config: AggregationConfig, *, survivors: int) -> dict[str, str]:
     """Whom each rung of the epsilon ladder is against."""
     helped = f"the server and {config.max_colluders} clients" if config.max_colluders else "the server"
@@ -90,6 +96,8 @@ def statement_dict(
         assumptions.append(
             f"each client draws each of its records with the public rate {privacy.sampling_rate:g}, in secret"
         )
+        if privacy.rounding == "sum":
+            assumptions.append(FLOAT_SUMS)
     else:
         assumptions.append("no amplification is claimed: the server knows who takes part")
     return result | {
@@ -110,6 +118,7 @@ def _local(
     )
     hidden.append("masking adds confidentiality only: it makes that epsilon no smaller")
     assumptions[:] = [
+        *([FLOAT_SUMS] if privacy.rounding == "sum" else []),
         "for the epsilon above nothing but the client itself: it draws its records in secret, at its public rate "
         f"({privacy.sampling_rate:g} if it is the agreed one), and adds its own noise at every local step",
         *(f"for confidentiality only: {text}" for text in assumptions),

@@ -75,6 +75,7 @@ class TestPlan:
                 "none": {
                     "denominator",
                     "noise_law",
+                    "dropout_noise",
                     "share_stddev",
                     "noise_multiplier",
                     "ladder",

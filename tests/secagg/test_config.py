@@ -133,6 +133,41 @@ class TestNoiseLaw:
             silo(NONE, noise_law="discrete_gaussian")
 
 
+class TestDropoutNoise:
+    def test_the_budgeted_claim_and_the_scale_are_the_same(self) -> None:
+        worst, removable = silo(CLIENT), silo(CLIENT, dropout_noise="removable")
+        assert worst.mechanism is not None
+        assert removable.mechanism == replace(worst.mechanism, removable=True)
+        assert (worst.removable, removable.removable) == (0, 2)
+        assert removable.needed_bits == worst.needed_bits
+        assert removable.relative_error == worst.relative_error
+        assert removable.noise_stddev(6) == worst.noise_stddev(6)
+        # 8 survivors, one of which may collude: what 6 - 1 shares hold, times 8 / (8 - 1).
+        assert removable.noise_stddev(8) == pytest.approx(worst.noise_stddev(8) * math.sqrt(5 / 7))
+
+    def test_the_ladder_has_the_exact_target_for_every_number_of_survivors(self) -> None:
+        config = silo(CLIENT, dropout_noise="removable")
+        ladders = [config.ladder(survivors=survivors) for survivors in (6, 7, 8)]
+        for rungs in ladders:
+            assert rungs is not None
+            assert rungs.minus_colluders == rungs.guaranteed <= CLIENT.epsilon
+            assert rungs == ladders[0]
+
+    def test_unknown_pointless_or_impossible_ones_are_refused(self) -> None:
+        for choice, config in (
+            ("best_case", {}),
+            ("removable", {"privacy": NONE}),
+            ("removable", {"max_dropouts": 0}),
+            ("removable", {"noise_law": "discrete_gaussian"}),
+        ):
+            with pytest.raises(ValueError, match=r"dropout_noise must be one of|no meaning|must survive|closed under"):
+                silo(**{"privacy": CLIENT, "dropout_noise": choice, **config})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="need the complete graph"):
+            AggregationConfig.cross_device(
+                like=LIKE, clients=500, max_dropouts=25, max_colluders=5, privacy=CLIENT, dropout_noise="removable"
+            )
+
+
 class TestRing:
     @given(
         clients=st.integers(3, 12),
@@ -276,6 +311,7 @@ class TestDigest:
             "max_colluders": [silo(RECORD, max_colluders=2)],
             "modulus_bits": [silo(), silo(modulus_bits=16), silo(modulus_bits=21)],
             "noise_law": [silo(RECORD, noise_law="discrete_gaussian")],
+            "dropout_noise": [silo(RECORD, dropout_noise="removable")],
             "application": [silo(RECORD, application="a"), silo(RECORD, application="b")],
             "riders": [
                 silo(RECORD, metrics={"loss": (0.0, 1.0)}),

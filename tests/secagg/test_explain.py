@@ -18,7 +18,7 @@ UNITS = {
     "record": RecordLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=3, sampling_rate=0.125, records=800),
 }
 ALWAYS = {"degree", "corrupt_holders", "threshold", "min_survivors", "modulus_bits", "int_bound", "upload_bytes"}
-NOISED = {"noise_law", "share_stddev", "noise_multiplier", "expected_relative_error"} | {
+NOISED = {"noise_law", "dropout_noise", "share_stddev", "noise_multiplier", "expected_relative_error"} | {
     f"ladder.{rung}" for rung in ("all_honest", "after_dropout", "minus_colluders", "guaranteed", "local_only")
 }
 EXPECTED = {"none": ALWAYS | {"epsilon"}, "client": ALWAYS | NOISED, "record": ALWAYS | NOISED | {"denominator"}}
