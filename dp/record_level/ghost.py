@@ -34,8 +34,8 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.utils.module_utils import trainable_parameters
 from torch import Tensor, nn
 
-from ..encoding import IntegerEncoder
-from ..errors import UnsafeUpdateError
+from ..encoding import IntegerEncoder, least_int_bound
+from ..errors import CapacityError, UnsafeUpdateError
 from .batches import RowLayout, map_tensors
 
 _SUM_MARGIN = 2.0**-7  # of the clip norm, for the float sum over records
@@ -55,7 +55,15 @@ class ClippedSum(Protocol):
 
 
 def sum_clip(encoder: IntegerEncoder, length: int) -> float:
-    """Norm to clip records to, so that rounding their sum moves no further than `int_bound` when one leaves."""
+    """Norm to clip records to, so that rounding their sum moves no further than `int_bound` when one leaves.
+
+    Raises:
+        CapacityError: `int_bound` is below 8·√length: rounding would take most of it.
+    """
+    if encoder.int_bound < (needed := least_int_bound(length)):
+        raise CapacityError(
+            f'int_bound {encoder.int_bound} is too small for rounding "sum": at least {needed} is needed'
+        )
     steps = encoder.int_bound - math.sqrt(length) * (1 + _GRID_MARGIN)
     return encoder.clip_norm / encoder.int_bound * steps / ((1 + _SUM_MARGIN) * (1 + _NORM_MARGIN))
 

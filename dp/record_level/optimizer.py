@@ -56,8 +56,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         mechanism: The release of one round.
         accountant: Holds every round at its worst case from the contribution on, and at its survivors once applied.
         rejected_records: Rows so far whose gradient was not finite; they counted as zero. Publishing it is a leak.
-        record_clip: With `rounding="sum"`, the norm that records are clipped to: below `clip_norm`, since rounding and
-            float sums take their part of the bound.
+        record_clip: The norm that records are clipped to. With `rounding="sum"` it is below the unit's, since rounding
+            and float sums take their part of the bound.
 
     Args:
         optimizer: The optimizer to wrap. Its trainable parameters, in order, are the coordinates of the sum. Per-record
@@ -118,7 +118,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._rand = secure_random()
         self._coins: FloatVector | None = None
         self._sum: FloatVector = np.zeros(dimension)  # integers, or with rounding "sum" gradients
-        self.record_clip = sum_clip(self._encoder, dimension)
+        self.record_clip = sum_clip(self._encoder, dimension) if unit.rounding == "sum" else _record_norm(unit)
         self._terms_covered = terms_covered(self.params) if unit.rounding == "sum" else 0
         self._terms = 0
         self._handed_over = False

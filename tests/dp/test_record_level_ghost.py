@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from dp.accounting import SkellamEvent
 from dp.encoding import IntegerEncoder, least_int_bound
-from dp.errors import UnsafeUpdateError
+from dp.errors import CapacityError, UnsafeUpdateError
 from dp.mechanisms import DistributedSkellam, calibrate
 from dp.record_level import SecureDPOptimizer, SecurePrivacyEngine, SkellamAccountant
 from dp.record_level.ghost import GhostLoss, GhostRows, sum_clip, terms_covered
@@ -123,6 +123,12 @@ def test_one_record_moves_the_rounded_sum_by_at_most_the_bound(seed, length, fin
         return np.floor(total * bound + coins).astype(np.int64)
 
     assert squared_norm(rounded(others + record) - rounded(others)) <= bound**2
+
+
+def test_a_bound_that_rounding_would_take_is_refused():
+    encoder = IntegerEncoder(clip_norm=1.0, int_bound=79)
+    with pytest.raises(CapacityError, match="at least 80"):
+        sum_clip(encoder, 100)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,16 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp.units import ClientLevel, NoPrivacy, RecordLevel
+from dp.units import ClientLevel, LocalRecordLevel, NoPrivacy, RecordLevel
 
 CLIENT = ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=10)
 RECORD = RecordLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=10, sampling_rate=0.1, records=5000)
+LOCAL = LocalRecordLevel(
+    clip_norm=5.0,
+    record_clip_norm=1.0,
+    epsilon=4.0,
+    delta=1e-6,
+    rounds=10,
+    local_steps=3,
+    sampling_rate=0.1,
+    records=500,
+)
 NONE = NoPrivacy(clip_norm=1.0)
 
 
 def test_each_unit_names_itself_and_its_neighbours() -> None:
-    assert [unit.unit for unit in (CLIENT, RECORD, NONE)] == ["client", "record", "none"]
-    assert len({unit.adjacency for unit in (CLIENT, RECORD, NONE)}) == 3
+    assert [unit.unit for unit in (CLIENT, RECORD, LOCAL, NONE)] == ["client", "record", "local_record", "none"]
+    assert len({unit.adjacency for unit in (CLIENT, RECORD, LOCAL, NONE)}) == 4
     assert "replaced by zero" in CLIENT.adjacency
     assert "added or removed" in RECORD.adjacency
 
@@ -29,7 +39,7 @@ def test_no_privacy_has_infinite_epsilon() -> None:
     assert NONE.epsilon == math.inf
 
 
-@pytest.mark.parametrize("unit", [CLIENT, RECORD, NONE])
+@pytest.mark.parametrize("unit", [CLIENT, RECORD, LOCAL, NONE])
 def test_units_are_frozen_and_hashable(unit: Any) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         unit.clip_norm = 2.0
@@ -52,9 +62,36 @@ def test_a_mistyped_argument_is_an_ordinary_type_error() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda unit: pickle.loads(pickle.dumps(unit))])
-@pytest.mark.parametrize("unit", [CLIENT, RECORD, NONE])
+@pytest.mark.parametrize("unit", [CLIENT, RECORD, LOCAL, NONE])
 def test_units_can_be_copied_and_pickled(unit: Any, duplicate: Any) -> None:
     assert duplicate(unit) == unit
+
+
+@pytest.mark.parametrize("unit", [RECORD, LOCAL])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sampling_rate", 0.0), ("sampling_rate", 1.5), ("sampling_rate", math.nan), ("records", 0), ("records", 1.5),
+        ("rounding", "nearest"), ("rounds", 0), ("epsilon", 0.0), ("delta", 1.0), ("clip_norm", math.inf),
+    ],
+)  # fmt: skip
+def test_units_of_records_name_what_is_out_of_bounds(unit: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(unit, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("record_clip_norm", 0.0), ("record_clip_norm", math.nan), ("local_steps", 0)]
+)
+def test_local_units_name_what_is_out_of_bounds(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(LOCAL, **{name: value})
+
+
+def test_releases_are_what_the_budget_carries() -> None:
+    assert RECORD.releases == 10
+    assert LOCAL.releases == 30
+    assert LOCAL.exact_rate == RECORD.exact_rate == Fraction(0.1)
 
 
 BAD_BUDGET: list[tuple[str, Any]] = [
