@@ -53,6 +53,7 @@ def render(results: Iterable[Facts]) -> str:
             _heterogeneity,
         ),
         "benchmarks/communication/1": ("Communication: accuracy against bytes", _communication),
+        "benchmarks/record_level/1": ("Record level: one DP-SGD step through Opacus", _record_level),
         "benchmarks/utility/1": ("Utility: what privacy of a record costs in accuracy", _utility),
     }
     found: dict[str, list[Facts]] = {schema: [] for schema in sections}
@@ -144,6 +145,32 @@ def _scaling(results: Sequence[Facts]) -> list[str]:
             f"n^{slopes['server_peak']:.2f}",
         ))  # fmt: skip
     return _table(head, rows)
+
+
+def _record_level(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "model", "parameters", "batch", "step", "dtype", "without noise, ms", "over Opacus", "noise share, ms",
+        "peak, MB",
+    )  # fmt: skip
+    names = {
+        "hooks": "Opacus, hooks", "exact": "`exact` on hooks", "ghost": "Opacus, ghost", "sum": "`sum` on ghost",
+    }  # fmt: skip
+    rows = []
+    for facts in results:
+        for model in facts["models"]:
+            ratios = {"exact": model["exact_over_hooks"], "sum": model["sum_over_ghost"]}
+            for variant, name in names.items():
+                step = model["steps"][variant]
+                ours = variant in ratios
+                rows.append((
+                    model["model"], _count(model["parameters"]), str(model["batch"]), name, step["dtype"],
+                    f"{1e3 * step['step_s']:.1f}", f"{ratios[variant]:.2f}" if ours else "",
+                    f"{1e3 * step['noise_s']:.1f}" if ours else "", f"{step['peak_bytes'] / 1e6:.0f}",
+                ))  # fmt: skip
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {text}" for name, text in facts["versions"].items()) for facts in results
+    )
+    return [*_table(head, rows), "", *(f"With {text}." for text in versions)]
 
 
 def _origin(results: Sequence[Facts]) -> list[str]:

@@ -21,7 +21,7 @@ from .client import Client
 from .config import AggregationConfig
 from .history import MemoryHistory
 from .layout import Arrays
-from .pipeline import Update, lift
+from .pipeline import Update, finish
 from .server import AggregationResult, Server
 
 # The message after which a client falls silent, by the phase in which the server would have needed the next one.
@@ -55,9 +55,12 @@ class ObservedClient(Client):
     """A client whose unmasked vector the simulation keeps, to compare sums."""
 
     prepared: UInt32Vector
+    seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
         """As its parent does, and remembers the result."""
+        if self.config.removable:
+            self.seeds = self._live().removable_seeds
         self.prepared = super().prepare(update)
         return self.prepared
 
@@ -193,7 +196,11 @@ class Simulation:
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
         words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
-        if not np.array_equal(lift(words, self.config, survivors=len(result.survivors)), result.total):
+        dropouts = self.config.clients - len(result.survivors)
+        removed = {client: self._clients[client].seeds[dropouts:] for client in result.survivors}
+        seed = self._server.seed
+        plain = finish(words, self.config, survivors=result.survivors, removed=removed, seed=seed)
+        if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 

@@ -49,6 +49,7 @@ from ..wire import (
     decode,
     encode,
 )
+from . import removable
 from .one_time_keys import OneTimeKeys
 from .rules import Rules, key_parts
 from .sealed import Sealed, open_half, open_shares, seal
@@ -65,7 +66,8 @@ class _Secrets(keys.Unprintable):
         self.channels: dict[ClientId, bytes] = {}  # peer -> X25519 of the channel keys
         self.pairs: dict[ClientId, bytes] = {}  # peer -> X25519 of the mask keys
         self.pair_seeds: dict[ClientId, bytes] = {}  # peer -> key of their common mask
-        self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
+        self.links: list[bytes] = []  # of the chain that removable components follow from, its end included
+        self.held: dict[ClientId, bytes] = {}  # peer -> shares of its mask key, its self seed, the links of its chain
 
     def keep_only_held(self) -> None:
         """Forgets this client's own secrets."""
@@ -164,12 +166,33 @@ class PairwiseClient(Lifecycle):
                 )
         kind, handler = handlers[self._phase]
         with self._step(kind.__name__):
-            message = decode(data, kind, suite=self._rules.suite, limit=self._rules.limit)
+            message = decode(
+                data,
+                kind,
+                suite=self._rules.suite,
+                removable=self._rules.config.removable,
+                limit=self._rules.limit,
+            )
             if message.context != self._rules.context:
                 raise InconsistentViewError("the message belongs to another round, or to another view of its keys")
             if message.sender != SERVER:
                 raise MalformedMessageError(f"only the server writes to clients, not sender {message.sender}")
             return handler(message)
+
+    @property
+    def removable_seeds(self) -> tuple[bytes, ...]:
+        """Seeds of the components 1 ... T that the vector must hold, besides what stays in it; none without them.
+
+        Raises:
+            LocalProtocolError: no contribution is expected now.
+        """
+        if self._phase is not Phase.CONTRIBUTE:
+            raise LocalProtocolError(
+                f"no contribution is expected in phase {self._phase.value}",
+                client_id=self._me,
+                phase=self._phase.value,
+            )
+        return removable.seeds(self._rules, self._me, self._live().links)
 
     def contribute(self, vector: packing.UInt32Vector) -> list[Event]:
         """Masks the vector and sends it.
@@ -260,10 +283,12 @@ class PairwiseClient(Lifecycle):
         return self._persist(BundlesSeen(serials=serials), lambda: [answer])
 
     def _sealed_shares(self, secrets: _Secrets) -> SendMessage:
-        """Both secrets, shared among the holders and sealed to each; this client keeps its own share."""
+        """All secrets, shared among the holders and sealed to each; this client keeps its own share."""
         rules, holders = self._rules, self._rules.graph.holders(self._me)
+        if rules.config.removable:
+            secrets.links = removable.links(rules, self._me, self._rand(shamir.SECRET_BYTES))
         shares = shamir.share(
-            (secrets.mask_key.secret, secrets.self_seed),
+            (secrets.mask_key.secret, secrets.self_seed, *secrets.links[:-1]),
             threshold=rules.config.threshold,
             holders=len(holders),
             rand=self._rand,
@@ -281,7 +306,7 @@ class PairwiseClient(Lifecycle):
             )
             for holder, share in plain.items()
         )
-        commitment = rules.seed_commitment(self._me, secrets.self_seed)
+        commitment = b"".join((rules.seed_commitment(self._me, secrets.self_seed), *secrets.links[-1:]))
         return self._frame(ShareKeys(context=rules.context, sender=self._me, seed_commitment=commitment, sealed=sealed))
 
     def _open_shares(self, message: SealedShares) -> list[Event]:
@@ -298,12 +323,12 @@ class PairwiseClient(Lifecycle):
                 f"{len(message.sealed)} sealed shares for {len(peers)} neighbours in the cohort"
             )
         for peer, sealed in zip(peers, message.sealed, strict=True):
-            self._unseal(peer, Sealed.of(sealed, rules.suite))
+            self._unseal(peer, Sealed.of(sealed, rules.suite, rules.config.removable))
         self._cohort = cohort
         return [ContributionNeeded(cohort=frozenset(cohort))]
 
     def _unseal(self, peer: ClientId, sealed: Sealed) -> None:
-        """Takes what a peer sealed to this client: a share of each of its two secrets, its half of the pair secret."""
+        """Takes what a peer sealed to this client: a share of each of its secrets, its half of the pair secret."""
         rules, secrets = self._rules, self._live()
         problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
         try:
@@ -315,7 +340,7 @@ class PairwiseClient(Lifecycle):
                 agreed=secrets.channels[peer],
                 channel_key=secrets.channel_key,
             )
-            shamir.decode_shares(shares, 2)
+            shamir.decode_shares(shares, 2 + rules.config.removable)
             half = open_half(rules, sealed.half, sender=peer, receiver=self._me, mask_key=secrets.mask_key)
         except ValueError as error:
             problem = str(error)
@@ -357,16 +382,28 @@ class PairwiseClient(Lifecycle):
                     f"client {signer} did not sign this view of cohort and survivors", client_id=signer
                 ) from error
         alive = set(self._survivors)
-        shares = b"".join(
-            pair[shamir.SHARE_BYTES :] if holder in alive else pair[: shamir.SHARE_BYTES]
-            for holder, pair in sorted(secrets.held.items())
-        )
+        shares = self._answered_shares(secrets.held, alive)
         later = self._next_keys.bundle if self._next_keys else None
         attached = (later,) if later else ()
         answer = self._frame(Unmask(context=rules.context, sender=self._me, shares=shares, next_bundle=attached))
         events: list[Event] = [answer, SurvivorsAgreed(survivors=frozenset(self._survivors))]
         self._erase()
         return self._persist(self._burned(later), lambda: events) if later else events
+
+    def _answered_shares(self, held: dict[ClientId, bytes], alive: set[ClientId]) -> bytes:
+        """One share of each owner's mask key or self seed; then of one link of each survivor's chain, if any must go.
+
+        Which link follows from the number of survivors, on whom t signatures were verified, and from nothing else.
+        """
+
+        def share(owner: ClientId, place: int) -> bytes:
+            return held[owner][place * shamir.SHARE_BYTES : (place + 1) * shamir.SHARE_BYTES]
+
+        shares = [share(owner, int(owner in alive)) for owner in sorted(held)]
+        first = self._rules.config.first_removed(len(alive))
+        if first <= self._rules.config.removable:
+            shares += [share(owner, 1 + first) for owner in sorted(held) if owner in alive]
+        return b"".join(shares)
 
     # What the steps share.
 

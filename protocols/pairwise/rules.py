@@ -36,7 +36,7 @@ class Rules:
         self.context = round_context(config, roster)
         self.suite = keys.SUITES[config.suite]
         keys.check_available(self.suite)
-        self.limit = message_limit(config.cohort, self.suite)
+        self.limit = message_limit(config.cohort, self.suite, config.removable)
         self.bundles: dict[ClientId, KeyBundle] = {}
         self.graph: NeighbourGraph
 
@@ -63,6 +63,14 @@ class Rules:
     def self_mask_seed(self, client: ClientId, self_seed: bytes) -> bytes:
         """The key of the keystream PRG(b_u)."""
         return keys.derive(self_seed, context=self.context, usage=b"pairwise/self-mask", ids=(client,))
+
+    def next_link(self, client: ClientId, link: bytes) -> bytes:
+        """r_{k+1} of a client's chain of removable components, from r_k."""
+        return keys.derive(link, context=self.context, usage=b"pairwise/removable-next", ids=(client,))
+
+    def removable_seed(self, client: ClientId, link: bytes) -> bytes:
+        """The seed of component k, from r_k."""
+        return keys.derive(link, context=self.context, usage=b"pairwise/removable-seed", ids=(client,))
 
     def channel_key(self, secret: bytes, sender: ClientId, receiver: ClientId) -> bytes:
         """The key that seals the one message from `sender` to `receiver`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 
@@ -44,6 +44,7 @@ from ..wire import (
     decode_signed,
     encode,
 )
+from . import removable
 from .rules import Rules, key_parts
 from .sealed import Sealed, open_half
 
@@ -95,7 +96,9 @@ class PairwiseServer(Lifecycle):
         self._alive: frozenset[ClientId] = frozenset()
         self._view = b""
         self._signatures: dict[ClientId, bytes] = {}
+        self._chain_ends: dict[ClientId, bytes] = {}
         self._shares: dict[ClientId, shamir.Shares] = {}
+        self._link_shares: dict[ClientId, shamir.Shares] = {}  # of one link of each survivor's chain
         self._words: prg.Words = np.zeros(0, dtype=np.uint32)
         for client, bundle in (bundles or {}).items():
             with suppress(RemoteProtocolError):
@@ -193,12 +196,13 @@ class PairwiseServer(Lifecycle):
         receivers = self._neighbours(sender, self._rules.bundles)
         if len(message.sealed) != len(receivers):
             raise MalformedMessageError(f"{len(message.sealed)} sealed shares for {len(receivers)} neighbours")
-        self._commitments[sender] = message.seed_commitment
+        self._commitments[sender] = message.seed_commitment[:COMMITMENT_BYTES]
+        self._chain_ends[sender] = message.seed_commitment[COMMITMENT_BYTES:]
         for receiver, sealed in zip(receivers, message.sealed, strict=True):
             self._sealed[receiver][sender] = sealed
         if suite.ciphertext_bytes:
             self._half_commitments[sender] = {
-                receiver: Sealed.of(sealed, suite).half[:COMMITMENT_BYTES]
+                receiver: Sealed.of(sealed, suite, self._rules.config.removable).half[:COMMITMENT_BYTES]
                 for receiver, sealed in zip(receivers, message.sealed, strict=True)
             }
 
@@ -216,7 +220,8 @@ class PairwiseServer(Lifecycle):
             frame = self._encode(message)
             if suite.ciphertext_bytes:
                 self._halves[client] = {
-                    peer: Sealed.of(one, suite).half for peer, one in zip(peers, sealed, strict=True)
+                    peer: Sealed.of(one, suite, self._rules.config.removable).half
+                    for peer, one in zip(peers, sealed, strict=True)
                 }
             events.append(SendMessage(to=client, data=frame))
         self._sealed.clear()
@@ -268,18 +273,19 @@ class PairwiseServer(Lifecycle):
     def _take_shares(self, sender: ClientId, data: bytes) -> None:
         message = self._open(sender, data, Unmask)
         try:
-            shares = shamir.decode_shares(message.shares, len(self._held_by(sender)))
+            held, links = len(self._held_by(sender)), len(self._chains_held_by(sender))
+            shares = shamir.decode_shares(message.shares, held + links)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
         for bundle in message.next_bundle:
             self._check_bundle(sender, bundle)
             self.next_bundles[sender] = bundle
-        self._shares[sender] = shares
+        self._shares[sender], self._link_shares[sender] = shares[:held], shares[held:]
 
     def _close_shares(self) -> list[Event]:
         add: list[bytes] = []
         subtract: list[bytes] = []
-        for client, secret in self._reconstruct():
+        for client, secret in self._reconstruct(self._cohort, self._shares, self._held_by):
             if client in self._alive:
                 if self._rules.seed_commitment(client, secret) != self._commitments[client]:
                     raise RemoteProtocolError(
@@ -300,25 +306,51 @@ class PairwiseServer(Lifecycle):
         vector = packing.unpack(self._words, config.length, config.modulus_bits)
         summed = sha256(vector.astype("<u4", copy=False).data).digest()
         transcript = sha256(b"secagg/v1/pairwise/transcript" + self._view + summed).digest()
-        return [AggregateReady(vector=vector, survivors=self._alive, transcript=transcript)]
+        return [
+            AggregateReady(vector=vector, survivors=self._alive, transcript=transcript, removed=self._removed_seeds())
+        ]
 
     # What the steps share.
 
-    def _reconstruct(self) -> Iterator[tuple[ClientId, bytes]]:
-        """The self seed of every survivor and the mask key of every dropout, from the first t answers of its holders.
+    def _removed_seeds(self) -> dict[ClientId, tuple[bytes, ...]]:
+        """The seeds of all components that must go, of every survivor, each chain checked against its end."""
+        first, seeds = self._rules.config.first_removed(len(self._survivors)), {}
+        if first > self._rules.config.removable:
+            return {}
+        for client, link in self._reconstruct(self._survivors, self._link_shares, self._chains_held_by):
+            chain = removable.links(self._rules, client, link, start=first)
+            if chain[-1] != self._chain_ends[client]:
+                raise RemoteProtocolError(
+                    f"the shares of client {client}'s chain do not match its end", client_id=client
+                )
+            seeds[client] = removable.seeds(self._rules, client, chain)
+        return seeds
+
+    def _reconstruct(
+        self,
+        owners: Iterable[ClientId],
+        answers: Mapping[ClientId, shamir.Shares],
+        order: Callable[[ClientId], tuple[ClientId, ...]],
+    ) -> Iterator[tuple[ClientId, bytes]]:
+        """One secret of each owner, from the first t answers of its holders.
 
         Clients whose answering holders sit in the same slots share one interpolation; on the complete graph that is all
         of them.
+
+        Args:
+            owners: whose secrets.
+            answers: the shares of each holder.
+            order: the owners of a holder's shares, in their order.
         """
         threshold = self._rules.config.threshold
         groups: defaultdict[tuple[int, ...], list[tuple[ClientId, list[shamir.Shares]]]] = defaultdict(list)
-        rows = {holder: {owner: row for row, owner in enumerate(self._held_by(holder))} for holder in self._shares}
-        for client in self._cohort:
+        rows = {holder: {owner: row for row, owner in enumerate(order(holder))} for holder in answers}
+        for client in owners:
             holders = self._rules.graph.holders(client)
-            answers = [(slot, holder) for slot, holder in enumerate(holders) if holder in self._shares][:threshold]
-            self._rules.check_holders(holders, self._shares, self._phase)
-            shares = [self._shares[holder][rows[holder][client]] for _, holder in answers]
-            groups[tuple(slot for slot, _ in answers)].append((client, shares))
+            used = [(slot, holder) for slot, holder in enumerate(holders) if holder in answers][:threshold]
+            self._rules.check_holders(holders, answers, self._phase)
+            shares = [answers[holder][rows[holder][client]] for _, holder in used]
+            groups[tuple(slot for slot, _ in used)].append((client, shares))
         for slots, members in groups.items():
             secrets = shamir.reconstruct(slots, np.stack([shares for _, shares in members], axis=1))
             for (client, _), secret in zip(members, secrets, strict=True):
@@ -356,6 +388,12 @@ class PairwiseServer(Lifecycle):
         """Whose shares `holder` answers with, in order: neighbourhood is symmetric."""
         return tuple(client for client in self._rules.graph.holders(holder) if client in self._in_cohort)
 
+    def _chains_held_by(self, holder: ClientId) -> tuple[ClientId, ...]:
+        """Whose links `holder` answers with after those, in order: survivors', if any component must go."""
+        if self._rules.config.first_removed(len(self._survivors)) > self._rules.config.removable:
+            return ()
+        return tuple(client for client in self._held_by(holder) if client in self._alive)
+
     def _check_origin(self, message: Message, sender: ClientId) -> None:
         if message.context != self._rules.context:
             raise InconsistentViewError("the message belongs to another round or another view of its keys")
@@ -372,7 +410,15 @@ class PairwiseServer(Lifecycle):
     def _verified(
         self, sender: ClientId, data: bytes, kind: type[MessageT], tail_bytes: int
     ) -> tuple[MessageT, memoryview]:
-        frame = decode_signed(data, kind, suite=self._rules.suite, limit=self._rules.limit, tail_bytes=tail_bytes)
+        rules = self._rules
+        frame = decode_signed(
+            data,
+            kind,
+            suite=rules.suite,
+            removable=rules.config.removable,
+            limit=rules.limit,
+            tail_bytes=tail_bytes,
+        )
         self._check_origin(frame.message, sender)
         self._rules.roster.check_signature(sender, kind.__name__, frame.digest, frame.signature)
         return frame.message, frame.tail
@@ -382,5 +428,6 @@ class PairwiseServer(Lifecycle):
         self._halves.clear()
         self._half_commitments.clear()
         self._shares.clear()
+        self._link_shares.clear()
         self._words = np.zeros(0, dtype=np.uint32)
         self._expected = frozenset()

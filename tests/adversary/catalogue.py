@@ -50,6 +50,7 @@ FLOODING = "adversary/test_flooding.py"
 BRANCHES = "adversary/test_branches.py"
 ENCODINGS = "adversary/test_key_encodings.py"
 OVERFLOW = "adversary/test_overflow.py"
+REMOVABLE = "adversary/test_removable.py"
 SESSIONS = "conformance/test_sessions.py"
 OS_SERVER = "one_shot/test_hostile_server.py"
 OS_PARTIES = "one_shot/test_hostile_parties.py"
@@ -494,6 +495,26 @@ CATALOGUE = (
             f"{POLICY}::TestDifferencing::test_only_the_memory_prevents_it",
         ),
         remains="An owner who restores an older copy is noticed by peers who remember, not by its own client",
+    ),
+    Attack(
+        number=30,
+        attack="The server asks for more of the removable noise than the dropouts permit: another number of survivors, "
+        "two of them, or again",
+        defence="No message names what is to be given up. Each client computes it from the survivors on whom it "
+        "verified t signatures, and says its shares of that one link of each survivor's chain, once",
+        tests=(
+            f"{REMOVABLE}::TestTwoIndexes::test_no_two_links_of_one_client_are_ever_answered_often_enough",
+            f"{REMOVABLE}::TestTwoIndexes::test_one_client_is_told_of_more_survivors",
+            f"{REMOVABLE}::TestTwoIndexes::test_everybody_is_told_of_a_survivor_that_there_is_not",
+            f"{REMOVABLE}::TestTwoIndexes::test_a_second_request_gets_nothing",
+            f"{REMOVABLE}::TestTwoIndexes::test_nothing_of_a_dropouts_chain_is_ever_said",
+            f"{REMOVABLE}::TestLies::test_shares_of_another_chain",
+            f"{REMOVABLE}::TestLies::test_a_wrong_share_of_a_link_voids_the_round",
+            "protocols/test_removable.py::test_the_server_gets_the_seeds_that_the_survivors_call_for",
+            "dp/test_removable_noise.py::test_one_component_too_many_is_visible_in_the_variance",
+        ),
+        remains="t colluding holders have all links of a client, as they have its other secrets. The statement's last "
+        "rung counts with that",
     ),
 )
 

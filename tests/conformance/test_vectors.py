@@ -97,6 +97,7 @@ class TestFiles:
         assert {config["degree"] == config["cohort"] - 1 for config in configs} == {True, False}
         assert {config["modulus_bits"] for config in configs} == {12, 16, 32}
         assert {config["suite"] for config in configs} == {1, 2}
+        assert {config.get("removable", 0) > 0 for config in configs} == {True, False}
         assert {count for script in SUMS.values() for count in script["silent"].values()} == {1, 2, 3}
         kinds = {message["kind"] for script in SUMS.values() for message in script["messages"]}
         assert kinds == {kind.__name__ for kind in (*CLIENT_MESSAGES, *SERVER_MESSAGES)}
@@ -114,6 +115,8 @@ class TestRounds:
             assert played.result.vector.tolist() == script["result"]
             assert sorted(played.result.survivors) == script["survivors"]
             assert played.result.transcript.hex() == script["transcript"]
+            removed = {str(c): [seed.hex() for seed in seeds] for c, seeds in played.result.removed.items()}
+            assert removed == script.get("removed", {})
         else:
             assert type(played.error).__name__ == script["error"]
             assert played.error is not None
@@ -144,6 +147,8 @@ class TestRounds:
             assert independent.survivors == script["survivors"]
             assert independent.result == script["result"]
             assert independent.transcript.hex() == script["transcript"]
+            removed = {str(client): [seed.hex() for seed in seeds] for client, seeds in independent.removed.items()}
+            assert removed == script.get("removed", {})
 
     @every_round
     def test_specification_of_signatures(self, script: Script) -> None:
@@ -159,7 +164,8 @@ class TestRounds:
             body = (
                 covered[: len(covered) - tail.words * tail.word_bytes] if message["kind"] == "MaskedInput" else covered
             )
-            said = from_spec.decode(message["kind"], body, suite=independent.suite)
+            removable = independent.removable
+            said = from_spec.decode(message["kind"], body, suite=independent.suite, removable=removable)
             assert said[1] == message["from"]
             checked += 1
         assert checked == sum(script["silent"].get(c, 5) - 1 for c in script["vectors"]) - (
@@ -168,11 +174,11 @@ class TestRounds:
 
     @every_round
     def test_specification_of_unsigned_messages(self, script: Script) -> None:
-        suite = script["config"]["suite"]
+        suite, removable = script["config"]["suite"], script["config"].get("removable", 0)
         for message in script["messages"]:
             if message["to"] or message["kind"] == "AdvertiseKeys":
                 frame = bytes.fromhex(message["bytes"])
-                values = from_spec.decode(message["kind"], frame, suite=suite)
+                values = from_spec.decode(message["kind"], frame, suite=suite, removable=removable)
                 assert from_spec.encode(message["kind"], *values, suite=suite) == frame
 
 

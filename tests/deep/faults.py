@@ -39,6 +39,7 @@ KEYS, VIEWS, SHARES, HYBRID = (f"adversary/test_{name}.py::Test" for name in ("k
 POLICY, ERASURE = "adversary/test_policy.py::Test", "conformance/test_sessions.py::TestErasure"
 ROUNDS = "conformance/test_sessions.py::TestMasterProperty"
 PARTIES, SERVER = "one_shot/test_hostile_parties.py::TestServer", "one_shot/test_hostile_server.py::Test"
+REMOVABLE = "protocols/test_removable.py"
 UNUSABLE = "adversary/test_unusable_keys.py"
 
 FAULTS = (
@@ -123,9 +124,16 @@ FAULTS = (
         ),
         (
             "shares of both kinds are swapped",
-            "pair[shamir.SHARE_BYTES :] if holder in alive",
-            "pair[shamir.SHARE_BYTES :] if holder not in alive",
+            "share(owner, int(owner in alive))",
+            "share(owner, int(owner not in alive))",
             ROUNDS,
+        ),
+        ("one link too early is given up", "share(owner, 1 + first)", "share(owner, first)", REMOVABLE),
+        (
+            "dropouts' links are given up",
+            "for owner in sorted(held) if owner in alive]",
+            "for owner in sorted(held)]",
+            REMOVABLE,
         ),
         (
             "keys are not burned before use",
@@ -143,6 +151,12 @@ FAULTS = (
     ),
     *_in(
         "pairwise/server.py",
+        (
+            "chains are not checked against their ends",
+            "if chain[-1] != self._chain_ends[client]:",
+            "if False:",
+            "adversary/test_removable.py::TestLies",
+        ),
         (
             "signatures of clients are not checked",
             "self._rules.roster.check_signature(sender, kind.__name__, frame.digest, frame.signature)",

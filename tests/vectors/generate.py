@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from protocols import ClientId
+from protocols.pairwise.removable import links
+from protocols.pairwise.removable import seeds as component_seeds
 from protocols.pairwise.sealed import Sealed
 from protocols.primitives import keys
 from protocols.roster import bundle_root
@@ -107,6 +109,9 @@ def make_round(
         script["survivors"] = sorted(played.result.survivors)
         script["result"] = played.result.vector.tolist()
         script["transcript"] = played.result.transcript.hex()
+        if played.result.removed:
+            removed = sorted(played.result.removed.items())
+            script["removed"] = {str(client): [seed.hex() for seed in seeds] for client, seeds in removed}
     if played.error is not None:
         script |= {"success": False, "error": type(played.error).__name__, "phase": played.error.phase}
     return script
@@ -121,13 +126,15 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     for tape in private.values():
         tape(32)  # fresh
     seeds = {client: tape(32) for client, tape in private.items()}
+    removable = rules.config.removable
     holders = {client: rules.graph.holders(client) for client in rules.bundles}
     pairs = [(a, b) for a in holders for b in holders[a] if a != b]
 
     sealed = {}
     for message in played.messages if rules.suite.ciphertext_bytes else []:
         if message["kind"] == "ShareKeys":
-            frame = decode_signed(bytes.fromhex(message["bytes"]), ShareKeys, suite=rules.suite, limit=rules.limit)
+            data = bytes.fromhex(message["bytes"])
+            frame = decode_signed(data, ShareKeys, suite=rules.suite, removable=removable, limit=rules.limit)
             sender = ClientId(message["from"])
             peers = (peer for peer in holders[sender] if peer != sender)
             sealed |= {(sender, peer): one for peer, one in zip(peers, frame.message.sealed, strict=True)}
@@ -135,7 +142,8 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     def channel(sender: ClientId, receiver: ClientId) -> bytes:
         secret = channel_keys[sender].agree(rules.bundles[receiver].channel_key)
         if sealed:
-            secret += channel_keys[receiver].decapsulate(Sealed.of(sealed[sender, receiver], rules.suite).ciphertext)
+            box = Sealed.of(sealed[sender, receiver], rules.suite, removable)
+            secret += channel_keys[receiver].decapsulate(box.ciphertext)
         return rules.channel_key(secret, sender, receiver)
 
     def pair_mask(one: ClientId, other: ClientId) -> bytes:
@@ -160,6 +168,13 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
         "self_mask": {str(c): rules.self_mask_seed(c, seed).hex() for c, seed in seeds.items()},
         "self_seed_commitment": {str(c): rules.seed_commitment(c, seed).hex() for c, seed in seeds.items()},
     }
+    if removable:
+        chains = {client: links(rules, client, tape(32)) for client, tape in private.items()}
+        secret_keys["removable_seed"] = {
+            f"{client},{k}": seed.hex()
+            for client, chain in chains.items()
+            for k, seed in enumerate(component_seeds(rules, client, chain), 1)
+        }
     public = {name: digest.hex() for name, digest in digests.items()}
     return {**public, "holders": {str(c): list(there) for c, there in holders.items()}}, secret_keys
 
@@ -244,6 +259,20 @@ def rounds() -> dict[str, Script]:
             length=5,
             modulus_bits=16,
             suite=2,
+        ),
+        "complete_n5_removable": make_round(
+            "complete_n5_removable",
+            "Two removable components; one dropout after ShareKeys, one after MaskedInput: only the second one goes.",
+            clients=[1, 2, 3, 4, 5],
+            silent={2: 2, 4: 3},
+            largest=2**32 - 1,
+            threshold=3,
+            min_survivors=3,
+            degree=4,
+            corrupt_holders=0,
+            length=3,
+            modulus_bits=32,
+            removable=2,
         ),
         "ring_degree4": ring_round(),
         "bad_round_too_few_signatures": make_round(

@@ -402,6 +402,8 @@ def bad_configs(forger: Forger) -> Iterator[Case]:
         ("no coordinates", {"length": 0}),
         ("too many coordinates", {"length": 2**31 + 1}),
         ("a lane width that does not exist", {"modulus_bits": 24}),
+        ("another number of removable components", {"removable": 1}),
+        ("removable components on a ring", {"degree": 2, "corrupt_holders": 1, "min_survivors": 4, "removable": 1}),
     ]
     for comment, changes in complete:
         yield {"comment": comment, "round": forger.name, "config": changes, "error": "ValueError"}
