@@ -26,10 +26,9 @@ from ..primitives import key_shares, keys, ring_mask
 from ..primitives.packing import UInt32Vector
 from ..roster import Roster
 from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
-from ..wire import SERVER, Message, decode, decode_signed, encode
+from ..wire import SERVER, Message, encode
 from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
 from .wire import (
-    SUITE,
     Committee,
     Contribution,
     MemberBundle,
@@ -37,7 +36,9 @@ from .wire import (
     PartialSum,
     SealedContribution,
     UnmaskRequest,
+    decode,
     decode_contribution,
+    decode_signed,
 )
 
 
@@ -114,24 +115,25 @@ class OneShotServer(Lifecycle):
     # One pair of steps for each phase: take a message, close the phase.
 
     def _take_keys(self, sender: ClientId, data: bytes) -> None:
-        message = decode(data, MemberKeys, suite=SUITE, limit=self._rules.limit)
+        rules = self._rules
+        message = decode(data, MemberKeys, suite=rules.suite, limit=rules.limits[MemberKeys])
         self._check_origin(message, sender)
         bundle = message.bundle
         if bundle.member != sender:
             raise MalformedMessageError(f"member {sender} advertises a key of member {bundle.member}")
-        self._rules.roster.check_signature(
-            sender, signature_kind(MemberBundle), member_bundle_digest(bundle, self._rules.roster), bundle.signature
-        )
-        if any(bundle.key == other.key for other in self._offered.values()):
+        digest = member_bundle_digest(bundle, rules.roster, rules.suite)
+        rules.roster.check_signature(sender, signature_kind(MemberBundle), digest, bundle.signature)
+        taken = {part for other in self._offered.values() for part in keys.parts(other.key)}
+        if not taken.isdisjoint(keys.parts(bundle.key)):
             raise RemoteProtocolError(f"member {sender} advertises another member's key")
-        _check_public_key(bundle.key)
+        _check_public_key(bundle.key, rules.suite)
         self._offered[sender] = bundle
 
     def _close_keys(self) -> list[Event]:
         rules = self._rules
         bundles = tuple(self._offered[member] for member in sorted(self._offered))
         rules.check_members("advertised keys", self._offered, self._phase)
-        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=SUITE)
+        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=rules.suite)
         rules.bind(bundles)
         self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
         self._expected = frozenset(rules.roster)
@@ -142,11 +144,15 @@ class OneShotServer(Lifecycle):
         if len(self._received) == rules.config.cohort:
             raise RemoteProtocolError(f"the cohort of {rules.config.cohort} is full")
         frame = decode_contribution(
-            data, limit=rules.limit, sealed_bytes=rules.sealed_bytes, vector_bytes=self._words.nbytes
+            data,
+            suite=rules.suite,
+            limit=rules.limits[Contribution],
+            sealed_bytes=rules.sealed_bytes,
+            vector_bytes=self._words.nbytes,
         )
         self._check_origin(frame.message, sender)
         rules.roster.check_signature(sender, signature_kind(Contribution), frame.digest, frame.signature)
-        _check_public_key(frame.message.ephemeral_key)
+        _check_public_key(frame.message.ephemeral_key, keys.CLASSICAL)
         unique = {frame.message.ephemeral_key, frame.message.vector}
         if unique & self._seen:
             raise RemoteProtocolError(f"the contribution of {sender} is a copy of another one")
@@ -167,14 +173,15 @@ class OneShotServer(Lifecycle):
             request = UnmaskRequest(
                 context=self._opening_context, sender=SERVER, bundles=bundles, contributions=contributions
             )
-            events.append(SendMessage(to=member, data=encode(request, suite=SUITE)))
+            events.append(SendMessage(to=member, data=encode(request, suite=rules.suite)))
         self._expected = frozenset(rules.bundles)
         return events
 
     def _take_answer(self, sender: ClientId, data: bytes) -> None:
-        frame = decode_signed(data, PartialSum, suite=SUITE, limit=self._rules.request_limit)
+        rules = self._rules
+        frame = decode_signed(data, PartialSum, suite=rules.suite, limit=rules.limits[PartialSum])
         self._check_origin(frame.message, sender)
-        self._rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
+        rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
         if frame.message.view != self._rules.view(self._received):
             raise InconsistentViewError(f"member {sender} answered for other survivors")
         try:
@@ -234,9 +241,9 @@ class OneShotServer(Lifecycle):
         self._expected = frozenset()
 
 
-def _check_public_key(public: bytes) -> None:
+def _check_public_key(public: bytes, suite: keys.Suite) -> None:
     """Refuses a key that no peer can agree with: it would void the round for all of them."""
     try:
-        keys.check_public_key(public, SUITE)
+        keys.check_public_key(public, suite)
     except ValueError as error:
         raise MalformedMessageError(str(error)) from None

@@ -31,11 +31,9 @@ from protocols import (
 from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
+from protocols.primitives.keys import CLASSICAL, Suite
 from protocols.roster import signed_text
-from protocols.wire import (
-    Message,
-)
-from tests.classical import encode
+from protocols.wire import Message, encode
 
 Vector = NDArray[np.uint32]
 # Takes (sender or None for the server, receiver or None for the server, data) and gives what arrives instead.
@@ -61,6 +59,7 @@ def round_config(
     model: bytes = bytes(32),
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
+    suite: int = 1,
 ) -> OneShotConfig:
     """A valid configuration with the smallest threshold, unless told otherwise."""
     return OneShotConfig(
@@ -74,6 +73,7 @@ def round_config(
         modulus_bits=modulus_bits,
         model=model,
         binding=binding,
+        suite=suite,
     )
 
 
@@ -86,9 +86,9 @@ def faithful(_sender: ClientId | None, _receiver: ClientId | None, data: bytes) 
     return [data]
 
 
-def signed(identity: Identity, message: Message) -> bytes:
+def signed(identity: Identity, message: Message, suite: Suite = CLASSICAL) -> bytes:
     """The frame as its sender would sign it."""
-    covered = encode(message)
+    covered = encode(message, suite=suite)
     return covered + identity.sign(signed_text(signature_kind(type(message)), sha256(covered).digest()))
 
 
@@ -207,6 +207,7 @@ class Game:
         """A contribution of this round, as the server reads it."""
         return decode_contribution(
             contribution,
+            suite=self.server._rules.suite,
             limit=NO_LIMIT,
             sealed_bytes=self.server._rules.sealed_bytes,
             vector_bytes=4 * (self.config.length + CANARIES),
@@ -218,7 +219,7 @@ class Game:
         """What a client could have sent: like `frame`, with these shares and this vector, signed by that client."""
         digests = {"sealed": sealed_digest(sealed), "vector": sha256(vector).digest(), "sender": client}
         message: Contribution = msgspec.structs.replace(frame.message, **{**digests, **changes})
-        return b"".join((signed(self.identities[client], message), *sealed, vector))
+        return b"".join((signed(self.identities[client], message, self.server._rules.suite), *sealed, vector))
 
 
 def silencing(*parties: ClientId, after: int = 0) -> Network:
