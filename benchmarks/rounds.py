@@ -44,7 +44,7 @@ from protocols import (
     required_threshold,
 )
 from protocols.graph import Degree
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
+from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CANARIES, least_noise_bits, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, decode_contribution
 from protocols.partial import Map
@@ -278,7 +278,11 @@ class OneShotRound:
         self.survivors = ids[config.cohort - config.min_survivors :]
         identities = {party: Identity.generate() for party in (*ids, *config.committee)}
         self.roster = Roster({party: identity.public for party, identity in identities.items()})
-        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=config.min_survivors,
+            corrupt_holders=config.corrupt_holders,
+            committee=committee_digest(self.roster, config.committee),
+        )
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
         self.clients = {one: OneShotClient(config, one, identity=identities[one], **shared) for one in self.survivors}
         self.members = {one: OneShotMember(config, one, identity=identities[one], **shared) for one in config.committee}

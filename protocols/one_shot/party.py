@@ -56,7 +56,7 @@ class Party(Lifecycle):
         rand: source of uniform bytes; the default is the operating system's.
 
     Raises:
-        PolicyRefusal: the policy forbids this round.
+        PolicyRefusal: the policy forbids this round, or pins another committee.
         ValueError: the identity is not the one pinned for this party.
     """
 
@@ -78,6 +78,7 @@ class Party(Lifecycle):
             raise ValueError(f"the roster pins another identity for {party_id}")
         policy.check_round(config, history)
         self._rules = Rules(config, roster)
+        policy.check_committee(self._rules.committee)
         self._me = party_id
         self._identity = identity
         self._policy = policy

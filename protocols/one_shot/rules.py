@@ -135,6 +135,19 @@ def least_noise_bits(clients: int) -> int:
     return (2 * ring_mask.sum_bound(clients)).bit_length()
 
 
+def committee_digest(roster: Roster, committee: Sequence[ClientId]) -> bytes:
+    """What a policy pins: the members and their identities, in increasing order of id.
+
+    Raises:
+        ValueError: somebody of the committee is not on the roster.
+    """
+    strangers = sorted(set(committee) - roster.keys())
+    if strangers:
+        raise ValueError(f"committee members {strangers} are not on the roster")
+    members = [(member, roster[member]) for member in sorted(committee)]
+    return sha256(b"secagg/v1/one_shot/committee" + msgspec.msgpack.encode(members)).digest()
+
+
 def member_bundle_digest(bundle: MemberBundle, roster: Roster, suite: keys.Suite = keys.HYBRID) -> bytes:
     """The digest that a member bundle's signature covers: everything in it, and the roster, but no round."""
     where = (VERSION, suite.number, PROTOCOL, roster.digest)
@@ -153,9 +166,7 @@ class Rules:
     def __init__(self, config: OneShotConfig, roster: Roster) -> None:
         if config.cohort > len(roster):
             raise ValueError(f"the cohort has {config.cohort} clients, the roster only {len(roster)}")
-        strangers = sorted(set(config.committee) - roster.keys())
-        if strangers:
-            raise ValueError(f"committee members {strangers} are not on the roster")
+        self.committee = committee_digest(roster, config.committee)
         self.config = config
         self.roster = roster
         self.context = sha256(b"secagg/v1/one_shot/context0" + config.digest() + roster.digest).digest()

@@ -8,7 +8,7 @@ bad message is rejected without effect, and the sum is either exact or not relea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -57,10 +57,16 @@ class OneShotServer(Lifecycle):
     Args:
         config: the round.
         roster: the pinned identities of all clients and members.
+        serials: of the latest bundle of each member that any client was shown, from `serials` of the round before.
+
+    Attributes:
+        serials: the same, this round included. Clients refuse a round with a bundle that they have seen. So a member
+            that lost its history, and counts from one again, is rejected here, and others go on.
     """
 
-    def __init__(self, config: OneShotConfig, *, roster: Roster) -> None:
+    def __init__(self, config: OneShotConfig, *, roster: Roster, serials: Mapping[ClientId, int] | None = None) -> None:
         self._rules = Rules(config, roster)
+        self.serials = dict(serials or {})
         self._opening_context = self._rules.context  # before the members' keys are bound
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(config.committee)
@@ -121,6 +127,11 @@ class OneShotServer(Lifecycle):
         bundle = message.bundle
         if bundle.member != sender:
             raise MalformedMessageError(f"member {sender} advertises a key of member {bundle.member}")
+        if bundle.serial <= self.serials.get(sender, 0):
+            raise RemoteProtocolError(
+                f"member {sender} advertises bundle {bundle.serial} after bundle {self.serials[sender]}: is its "
+                "history lost?"
+            )
         digest = member_bundle_digest(bundle, rules.roster, rules.suite)
         rules.roster.check_signature(sender, signature_kind(MemberBundle), digest, bundle.signature)
         taken = {part for other in self._offered.values() for part in keys.parts(other.key)}
@@ -135,6 +146,7 @@ class OneShotServer(Lifecycle):
         rules.check_members("advertised keys", self._offered, self._phase)
         frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=rules.suite)
         rules.bind(bundles)
+        self.serials |= {member: bundle.serial for member, bundle in rules.bundles.items()}
         self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
         self._expected = frozenset(rules.roster)
         return [SendMessage(to=client, data=frame) for client in rules.roster]

@@ -28,7 +28,7 @@ from protocols import (
     Roster,
     SendMessage,
 )
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
+from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
 from protocols.primitives.keys import CLASSICAL, Suite
@@ -103,6 +103,7 @@ class Game:
     histories: dict[ClientId, History] = field(default_factory=dict)
     configs: Mapping[ClientId, OneShotConfig] = field(default_factory=dict)
     policies: Mapping[ClientId, ClientPolicy] = field(default_factory=dict)
+    serials: Mapping[ClientId, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parties = sorted({*self.vectors, *self.config.committee})
@@ -111,7 +112,7 @@ class Game:
         self.clients = {client: self.session(OneShotClient, client) for client in self.vectors}
         self.members = {member: self.session(OneShotMember, member) for member in self.config.committee}
         self.sessions: list[OneShotClient | OneShotMember] = [*self.clients.values(), *self.members.values()]
-        self.server = OneShotServer(self.config, roster=self.roster)
+        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []
         self.records: dict[ClientId, list[Record]] = {party: [] for party in parties}
@@ -119,7 +120,11 @@ class Game:
         self.result: AggregateReady | None = None
 
     def session(self, role: type[PartyT], party: ClientId) -> PartyT:
-        policy = ClientPolicy(min_survivors=self.config.min_survivors, corrupt_holders=self.config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=self.config.min_survivors,
+            corrupt_holders=self.config.corrupt_holders,
+            committee=committee_digest(self.roster, self.config.committee),
+        )
         return role(
             self.configs.get(party, self.config),
             party,
