@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import MalformedMessageError
 from ..policy import BundlesSeen, KeysAdvertised
-from ..primitives import key_shares, keys, ring_mask
+from ..primitives import key_shares, keys, ring_mask, share_proof
 from ..primitives.packing import UInt32Vector
 from ..primitives.prg import SEED_BYTES
 from ..session import ContributionNeeded, Event, Phase, SendMessage
@@ -19,7 +19,7 @@ from ..wire import encode
 from .party import Party, Secrets
 from .rules import CANARIES, CLIENT_TRANSITIONS, WORD, member_bundle_digest, signature_kind
 from .sealed import seal
-from .wire import Committee, Contribution, MemberBundle, sealed_digest
+from .wire import Committee, Contribution, MemberBundle, sealed_digests
 
 
 class OneShotClient(Party):
@@ -74,13 +74,16 @@ class OneShotClient(Party):
                 )
                 for member, share in zip(rules.bundles, shares, strict=True)
             ]
+            digests = sealed_digests(sealed)
+            rho = rules.challenge(self._me, secrets.key.public, digest, digests)
             covered = encode(
                 Contribution(
                     context=rules.context,
                     sender=self._me,
                     ephemeral_key=secrets.key.public,
                     vector=digest,
-                    sealed=sealed_digest(sealed),
+                    sealed=digests,
+                    proof=share_proof.prove([key_shares.decode(one) for one in shares[: config.threshold]], rho),
                 ),
                 suite=rules.suite,
             )

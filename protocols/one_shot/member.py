@@ -5,20 +5,30 @@ Experimental: the parameters need the lattice estimator; the written argument is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
 
-from ..errors import ClientId, InconsistentViewError, RemoteProtocolError
+from ..errors import ClientId, InconsistentViewError
 from ..policy import KeysAdvertised, SurvivorsSigned
-from ..primitives import key_shares, keys
-from ..session import Event, Phase, SendMessage
-from ..wire import FRESH_BYTES, check_increasing, encode
+from ..primitives import key_shares, keys, share_proof
+from ..primitives.shamir import Field
+from ..session import Event, PeerRejected, Phase, SendMessage
+from ..wire import FRESH_BYTES, Message, check_increasing, encode
 from .party import Party, Secrets
 from .rules import MEMBER_TRANSITIONS, member_bundle_digest, signature_kind
 from .sealed import unseal
-from .wire import Contribution, MemberBundle, MemberKeys, PartialSum, SealedContribution, UnmaskRequest
+from .wire import (
+    Accusation,
+    Complaint,
+    Contribution,
+    MemberBundle,
+    MemberKeys,
+    PartialSum,
+    SealedContribution,
+    UnmaskRequest,
+)
 
 
 class OneShotMember(Party):
@@ -66,10 +76,17 @@ class OneShotMember(Party):
         survivors = self._check_contributions(message.contributions)
         record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
         self._policy.check_survivors(record.model, record.survivors, self._history)
-        share = key_shares.add(self._open(sealed) for sealed in message.contributions)
-        answer = PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share)
-        covered = encode(answer, suite=rules.suite)
-        frame = covered + self._sign(signature_kind(PartialSum), sha256(covered).digest())
+        shares, problems = self._open_all(message.contributions)
+        view = rules.view(survivors)
+        if problems:
+            frame = self._signed(
+                Complaint(context=rules.context, sender=self._me, view=view, accused=self._accused(message, problems))
+            )
+            self._erase()
+            rejected = [PeerRejected(client=client, reason=problem) for client, problem in problems.items()]
+            return [*rejected, SendMessage(to=None, data=frame)]
+        share = key_shares.add(shares)
+        frame = self._signed(PartialSum(context=rules.context, sender=self._me, view=view, share=share))
         self._erase()
         return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
 
@@ -89,29 +106,66 @@ class OneShotMember(Party):
                 raise InconsistentViewError(
                     f"client {client} contributed to another round, or saw other keys", client_id=client
                 )
-            digest = sha256(encode(sealed.contribution, suite=rules.suite)).digest()
+            digest = self._digest(sealed.contribution)
             rules.roster.check_signature(client, signature_kind(Contribution), digest, sealed.signature)
+            rules.check_contribution(sealed.contribution)
+            if sha256(sealed.share).digest() != sealed.contribution.sealed[self._position]:
+                raise InconsistentViewError(
+                    f"the share from client {client} to member {self._me} is not the one that was signed",
+                    client_id=client,
+                )
         return survivors
 
-    def _open(self, sealed: SealedContribution) -> key_shares.Share:
-        rules, contribution = self._rules, sealed.contribution
-        client = ClientId(contribution.sender)
-        problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
-        try:
-            plain = unseal(
-                rules,
-                sealed.share,
-                client=client,
-                member=self._me,
-                key=self._live().key,
-                ephemeral_key=contribution.ephemeral_key,
-                vector=contribution.vector,
-            )
-            share = key_shares.decode(plain)
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            raise RemoteProtocolError(
-                f"the share from client {client} to member {self._me}: {problem}", client_id=client
-            )
+    def _open_all(
+        self, contributions: Sequence[SealedContribution]
+    ) -> tuple[list[key_shares.Share], dict[ClientId, str]]:
+        """The shares, and what is wrong with those that are bad: their clients sealed them so, all else is verified."""
+        rules = self._rules
+        at = share_proof.weights(rules.slots, rules.slots[self._position], threshold=rules.config.threshold)
+        shares: list[key_shares.Share] = []
+        problems: dict[ClientId, str] = {}
+        for sealed in contributions:
+            client = ClientId(sealed.contribution.sender)
+            try:
+                shares.append(self._open(sealed, at))
+            except ValueError as error:
+                problems[client] = f"the share from client {client} to member {self._me}: {error}"
+        return shares, problems
+
+    def _open(self, sealed: SealedContribution, at: Field) -> key_shares.Share:
+        rules, one = self._rules, sealed.contribution
+        client = ClientId(one.sender)
+        plain = unseal(
+            rules,
+            sealed.share,
+            client=client,
+            member=self._me,
+            key=self._live().key,
+            ephemeral_key=one.ephemeral_key,
+            vector=one.vector,
+        )
+        share = key_shares.decode(plain)
+        if not share_proof.fits(
+            one.proof, share, rules.challenge(client, one.ephemeral_key, one.vector, one.sealed), at
+        ):
+            raise ValueError("it is not on the polynomial of the client's proof")
         return share
+
+    def _accused(self, message: UnmaskRequest, problems: Mapping[ClientId, str]) -> tuple[Accusation, ...]:
+        return tuple(
+            Accusation(client=sealed.contribution.sender, contribution=self._digest(sealed.contribution))
+            for sealed in message.contributions
+            if sealed.contribution.sender in problems
+        )
+
+    @property
+    def _position(self) -> int:
+        """Where this member is among those that are there."""
+        return list(self._rules.bundles).index(self._me)
+
+    def _digest(self, contribution: Contribution) -> bytes:
+        return sha256(encode(contribution, suite=self._rules.suite)).digest()
+
+    def _signed(self, message: Message) -> bytes:
+        covered = encode(message, suite=self._rules.suite)
+        return covered + self._sign(signature_kind(type(message)), sha256(covered).digest())

@@ -11,25 +11,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import (
+    BadShareError,
     ClientId,
     InconsistentViewError,
     LocalProtocolError,
     MalformedMessageError,
     RemoteProtocolError,
+    TooFewClientsError,
 )
 from ..lifecycle import Lifecycle
 from ..primitives import key_shares, keys, ring_mask
 from ..primitives.packing import UInt32Vector
 from ..roster import Roster
 from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
-from ..wire import SERVER, Message, encode
+from ..wire import SERVER, Message, check_increasing, encode
 from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
 from .wire import (
     Committee,
+    Complaint,
     Contribution,
     MemberBundle,
     MemberKeys,
@@ -39,7 +43,10 @@ from .wire import (
     decode,
     decode_contribution,
     decode_signed,
+    says,
 )
+
+AnswerT = TypeVar("AnswerT", PartialSum, Complaint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,7 @@ class _Received:
     """What is kept of a contribution."""
 
     contribution: Contribution
+    digest: bytes
     signature: bytes
     sealed: tuple[bytes, ...]
 
@@ -75,6 +83,7 @@ class OneShotServer(Lifecycle):
         self._received: dict[ClientId, _Received] = {}
         self._seen: set[bytes] = set()  # keys and vector digests of contributions
         self._answers: dict[ClientId, key_shares.Share] = {}
+        self._complaints: list[tuple[ClientId, ClientId]] = []  # client, member
         self._words = np.zeros(0, dtype=WORD)
 
     @property
@@ -164,13 +173,16 @@ class OneShotServer(Lifecycle):
         )
         self._check_origin(frame.message, sender)
         rules.roster.check_signature(sender, signature_kind(Contribution), frame.digest, frame.signature)
+        rules.check_contribution(frame.message)
         _check_public_key(frame.message.ephemeral_key, keys.CLASSICAL)
         unique = {frame.message.ephemeral_key, frame.message.vector}
         if unique & self._seen:
             raise RemoteProtocolError(f"the contribution of {sender} is a copy of another one")
         np.add(self._words, np.frombuffer(frame.vector, dtype=WORD), out=self._words)
         self._seen |= unique
-        self._received[sender] = _Received(contribution=frame.message, signature=frame.signature, sealed=frame.sealed)
+        self._received[sender] = _Received(
+            contribution=frame.message, digest=frame.digest, signature=frame.signature, sealed=frame.sealed
+        )
 
     def _close_contributions(self) -> list[Event]:
         rules = self._rules
@@ -190,18 +202,40 @@ class OneShotServer(Lifecycle):
         return events
 
     def _take_answer(self, sender: ClientId, data: bytes) -> None:
-        rules = self._rules
-        frame = decode_signed(data, PartialSum, suite=rules.suite, limit=rules.limits[PartialSum])
-        self._check_origin(frame.message, sender)
-        rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
-        if frame.message.view != self._rules.view(self._received):
-            raise InconsistentViewError(f"member {sender} answered for other survivors")
+        if says(data, Complaint):
+            accused = self._answer(sender, data, Complaint).accused
+            known = {client: received.digest for client, received in self._received.items()}
+            if any(known.get(ClientId(one.client)) != one.contribution for one in accused):
+                raise InconsistentViewError(f"member {sender} complains about what no survivor sent")
+            check_increasing(tuple(one.client for one in accused))
+            self._complaints += [(ClientId(one.client), sender) for one in accused]
+            return
+        answer = self._answer(sender, data, PartialSum)
         try:
-            self._answers[sender] = key_shares.decode(frame.message.share)
+            self._answers[sender] = key_shares.decode_sum(answer.share)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
 
+    def _answer(self, sender: ClientId, data: bytes, kind: type[AnswerT]) -> AnswerT:
+        rules = self._rules
+        frame = decode_signed(data, kind, suite=rules.suite, limit=rules.limits[kind])
+        self._check_origin(frame.message, sender)
+        rules.roster.check_signature(sender, signature_kind(kind), frame.digest, frame.signature)
+        if frame.message.view != self._rules.view(self._received):
+            raise InconsistentViewError(f"member {sender} answered for other survivors")
+        return frame.message
+
     def _close_answers(self) -> list[Event]:
+        pairs = tuple(sorted(self._complaints))
+        try:
+            return self._open_sum()
+        except (RemoteProtocolError, TooFewClientsError) as error:
+            if not pairs:
+                raise
+            named = ", ".join(f"from client {client} to member {member}" for client, member in pairs)
+            raise BadShareError(f"{error}; bad shares {named}", pairs=pairs) from None
+
+    def _open_sum(self) -> list[Event]:
         rules = self._rules
         rules.check_members("answered", self._answers, self._phase)
         committee = rules.config.committee
@@ -212,8 +246,11 @@ class OneShotServer(Lifecycle):
         except ValueError as error:
             raise RemoteProtocolError(f"the answers of the members do not fit together: {error}") from None
         events: list[Event] = [
-            PeerRejected(client=committee[slot], reason="its answer, or a share sealed to it, is wrong")
-            for slot in sorted(wrong)
+            PeerRejected(client=committee[slot], reason="its answer is wrong") for slot in sorted(wrong)
+        ]
+        events += [
+            PeerRejected(client=client, reason=f"its share to member {member} is bad, or that member lies")
+            for client, member in sorted(self._complaints)
         ]
         vector = self._remove_masks(key)
         view = rules.view(self._received)
@@ -249,6 +286,7 @@ class OneShotServer(Lifecycle):
         self._received.clear()
         self._seen.clear()
         self._answers.clear()
+        self._complaints.clear()
         self._words = np.zeros(0, dtype=WORD)
         self._expected = frozenset()
 

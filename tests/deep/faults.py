@@ -483,7 +483,7 @@ FAULTS = (
         "one_shot/wire.py",
         (
             "shares need not be those that were signed",
-            "if sealed_digest(sealed) != head.message.sealed or",
+            "if sealed_digests(sealed) != head.message.sealed or",
             "if",
             "one_shot/test_rounds.py::TestFaults",
         ),

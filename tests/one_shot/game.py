@@ -30,7 +30,7 @@ from protocols import (
 )
 from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
-from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
+from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digests
 from protocols.primitives.keys import CLASSICAL, Suite
 from protocols.roster import signed_text
 from protocols.wire import Message, encode
@@ -115,6 +115,7 @@ class Game:
         self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []
+        self.refused: dict[ClientId, list[PeerRejected]] = {member: [] for member in self.members}  # by members
         self.records: dict[ClientId, list[Record]] = {party: [] for party in parties}
         self.sent: list[tuple[ClientId, bytes]] = []  # what clients and members gave to the network
         self.result: AggregateReady | None = None
@@ -150,6 +151,8 @@ class Game:
                     self.call(session, session.persisted)
                 case ContributionNeeded():
                     self.call(session, lambda: self.clients[party].contribute(self.vectors[party]))
+                case PeerRejected():
+                    self.refused[party].append(event)
                 case SendMessage(data=data):
                     self.sent.append((party, data))
                     for arrived in self.network(party, None, data):
@@ -222,7 +225,7 @@ class Game:
         self, client: ClientId, frame: ContributionFrame, *, sealed: tuple[bytes, ...], vector: bytes, **changes: object
     ) -> bytes:
         """What a client could have sent: like `frame`, with these shares and this vector, signed by that client."""
-        digests = {"sealed": sealed_digest(sealed), "vector": sha256(vector).digest(), "sender": client}
+        digests = {"sealed": sealed_digests(sealed), "vector": sha256(vector).digest(), "sender": client}
         message: Contribution = msgspec.structs.replace(frame.message, **{**digests, **changes})
         return b"".join((signed(self.identities[client], message, self.server._rules.suite), *sealed, vector))
 
