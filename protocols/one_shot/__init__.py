@@ -32,9 +32,11 @@ Why it holds:
   keys but the true one leaves errors that are too large, or canaries that are not zero, but for a chance below 2^-64.
   That holds for lies that are not computed from the public matrix; for small vectors such lies need spare answers.
 - Blame. A complaint costs one answer. If too few are left, or they open nothing, the error (`BadShareError`) names each
-  sender and receiver: what the one signed and what the other signed contradict, so one of the two lies. Nothing is
-  opened to find out which, so no lie opens an honest share; and a server cannot make honest parties accuse each other,
-  since a member complains only about bytes that the client signed.
+  sender and receiver: what the two signed contradicts, so one of them lies. Nothing is
+  opened to find out which, so no lie opens an honest share; and no server makes honest parties accuse each other, since
+  a member complains only about bytes that the client signed.
+- Members' keys may come in advance, attached to the answer of an earlier round (`OneTimeKey`). Then a round is two
+  trips: one to the clients, one to the committee.
 
 - The committee is pinned. A client joins no round whose members, or their identities, are not those of its own policy:
   a server that proposes others gets a `PolicyRefusal`.
@@ -44,14 +46,23 @@ Why it holds:
 What the driver must add: one open session for each identity, role and history.
 
 What it does not give: a malicious client can void a round, or bias the sum. It is named if its shares are bad, not if
-its mask does not belong to the key that it shared. Clients are not told the survivors: a client's budget stays charged at
-the floor.
+its mask does not belong to the key that it shared. Clients are not told the survivors: a client's budget stays charged
+at the floor.
 """
 
 from ..errors import BadShareError
 from .client import OneShotClient
 from .member import OneShotMember
+from .one_time_key import OneTimeKey
 from .rules import OneShotConfig, committee_digest
 from .server import OneShotServer
 
-__all__ = ["BadShareError", "OneShotClient", "OneShotConfig", "OneShotMember", "OneShotServer", "committee_digest"]
+__all__ = [
+    "BadShareError",
+    "OneShotClient",
+    "OneShotConfig",
+    "OneShotMember",
+    "OneShotServer",
+    "OneTimeKey",
+    "committee_digest",
+]

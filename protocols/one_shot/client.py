@@ -34,7 +34,8 @@ class OneShotClient(Party):
     def start(self) -> list[Event]:
         """Makes this round's key; nothing is sent before the committee is known."""
         with self._step("start"):
-            self._secrets = Secrets(self._rand, keys.CLASSICAL)  # in both suites: the rest is encapsulated
+            # X25519 in both suites: what is encapsulated to members needs no key of this client's.
+            self._secrets = Secrets(keys.AgreementKey(self._rand(keys.SECRET_KEY_BYTES), keys.CLASSICAL))
             record = KeysAdvertised(round_id=self._rules.config.round_id, serial=self._history.serial + 1)
             return self._persist(record, list)
 
@@ -61,7 +62,7 @@ class OneShotClient(Party):
             ring_mask.add_errors(words, seed=self._rand(SEED_BYTES))
             ring_mask.add_mask(words, key, seed=rules.matrix_seed)
             digest = sha256(words.data).digest()
-            shares = key_shares.share(key, rules.slots, threshold=config.threshold, rand=self._rand)
+            shares, first = key_shares.share(key, rules.slots, threshold=config.threshold, rand=self._rand)
             sealed = [
                 seal(
                     rules,
@@ -75,7 +76,7 @@ class OneShotClient(Party):
                 for member, share in zip(rules.bundles, shares, strict=True)
             ]
             digests = sealed_digests(sealed)
-            rho = rules.challenge(self._me, secrets.key.public, digest, digests)
+            challenge = rules.challenge(self._me, secrets.key.public, digest, digests)
             covered = encode(
                 Contribution(
                     context=rules.context,
@@ -83,7 +84,7 @@ class OneShotClient(Party):
                     ephemeral_key=secrets.key.public,
                     vector=digest,
                     sealed=digests,
-                    proof=share_proof.prove([key_shares.decode(one) for one in shares[: config.threshold]], rho),
+                    proof=share_proof.prove(first, challenge),
                 ),
                 suite=rules.suite,
             )

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..errors import ClientId, InconsistentViewError, MalformedMessageError, TooFewClientsError
 from ..primitives import key_shares, keys, ring_mask, share_proof
-from ..primitives.shamir import Field
 from ..roster import Roster
 from ..session import DIGEST_BYTES, MAX_COHORT, MAX_LENGTH, Phase, TransitionTable
 from ..wire import VERSION, check_increasing
@@ -232,10 +231,10 @@ class Rules:
         """What a sealed share belongs to: round, client, member, the client's key, the digest of its masked vector."""
         return msgspec.msgpack.encode((self.context, client, member, ephemeral_key, vector))
 
-    def challenge(self, client: ClientId, ephemeral_key: bytes, vector: bytes, sealed: Sequence[bytes]) -> Field:
-        """What a client's proof answers: it depends on what the client says alone, so it is one for all members."""
+    def challenge(self, client: ClientId, ephemeral_key: bytes, vector: bytes, sealed: Sequence[bytes]) -> bytes:
+        """The challenge of a client's proof: of what the client says alone, so it is one for all members."""
         said = msgspec.msgpack.encode((client, ephemeral_key, vector, sealed))
-        return share_proof.challenge(sha256(b"secagg/v1/one_shot/challenge" + self.context + said).digest())
+        return sha256(b"secagg/v1/one_shot/challenge" + self.context + said).digest()
 
     def check_contribution(self, contribution: Contribution) -> None:
         """It has one share for each member that is there, and something that can be a proof.

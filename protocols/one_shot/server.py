@@ -9,6 +9,7 @@ bad message is rejected without effect, and the sum is either exact or not relea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeVar
@@ -65,14 +66,24 @@ class OneShotServer(Lifecycle):
     Args:
         config: the round.
         roster: the pinned identities of all clients and members.
+        bundles: what members sent in advance (`next_bundles` of earlier rounds); one that does not fit this round is
+            left out, and a member may still advertise another key.
         serials: of the latest bundle of each member that any client was shown, from `serials` of the round before.
 
     Attributes:
+        next_bundles: verified bundles for a later round, from the members that attached one to their answer.
         serials: the same, this round included. Clients refuse a round with a bundle that they have seen. So a member
             that lost its history, and counts from one again, is rejected here, and others go on.
     """
 
-    def __init__(self, config: OneShotConfig, *, roster: Roster, serials: Mapping[ClientId, int] | None = None) -> None:
+    def __init__(
+        self,
+        config: OneShotConfig,
+        *,
+        roster: Roster,
+        bundles: Mapping[ClientId, MemberBundle] | None = None,
+        serials: Mapping[ClientId, int] | None = None,
+    ) -> None:
         self._rules = Rules(config, roster)
         self.serials = dict(serials or {})
         self._opening_context = self._rules.context  # before the members' keys are bound
@@ -85,11 +96,16 @@ class OneShotServer(Lifecycle):
         self._answers: dict[ClientId, key_shares.Share] = {}
         self._complaints: list[tuple[ClientId, ClientId]] = []  # client, member
         self._words = np.zeros(0, dtype=WORD)
+        self.next_bundles: dict[ClientId, MemberBundle] = {}
+        for member, bundle in (bundles or {}).items():
+            with suppress(RemoteProtocolError):
+                self._offer(member, bundle)
 
     @property
     def waiting_for(self) -> frozenset[ClientId]:
         """Parties whose message of this phase is still missing."""
-        return self._expected - self._answered
+        there = self._offered.keys() if self._phase is Phase.ADVERTISE_KEYS else self._answered
+        return self._expected - there
 
     def receive(self, sender: ClientId, data: bytes) -> list[Event]:
         """Takes one message; see `ServerSession.receive`."""
@@ -102,7 +118,7 @@ class OneShotServer(Lifecycle):
         if handler is None:
             raise LocalProtocolError("the round is over", phase=self._phase.value)
         try:
-            if sender not in self.waiting_for:
+            if sender not in self._expected or sender in self._answered:
                 raise RemoteProtocolError(f"nothing is expected from {sender} in phase {self._phase.value}")
             handler(sender, data)
         except RemoteProtocolError as error:
@@ -133,21 +149,32 @@ class OneShotServer(Lifecycle):
         rules = self._rules
         message = decode(data, MemberKeys, suite=rules.suite, limit=rules.limits[MemberKeys])
         self._check_origin(message, sender)
-        bundle = message.bundle
-        if bundle.member != sender:
-            raise MalformedMessageError(f"member {sender} advertises a key of member {bundle.member}")
-        if bundle.serial <= self.serials.get(sender, 0):
+        self._offer(sender, message.bundle)
+
+    def _offer(self, member: ClientId, bundle: MemberBundle) -> None:
+        """Takes a bundle into the round; a key that is there twice would void the round for all."""
+        if member not in self._expected:
+            raise RemoteProtocolError(f"{member} is not on the committee")
+        self._check_bundle(member, bundle)
+        others = [other.key for owner, other in self._offered.items() if owner != member]
+        taken = {part for key in others for part in keys.parts(key)}
+        if not taken.isdisjoint(keys.parts(bundle.key)):
+            raise RemoteProtocolError(f"member {member} advertises another member's key")
+        self._offered[member] = bundle
+
+    def _check_bundle(self, member: ClientId, bundle: MemberBundle) -> None:
+        """It is the member's own, newer than all that clients were shown, and holds a key that they can agree with."""
+        rules = self._rules
+        if bundle.member != member:
+            raise MalformedMessageError(f"member {member} advertises a key of member {bundle.member}")
+        if bundle.serial <= self.serials.get(member, 0):
             raise RemoteProtocolError(
-                f"member {sender} advertises bundle {bundle.serial} after bundle {self.serials[sender]}: is its "
+                f"member {member} advertises bundle {bundle.serial} after bundle {self.serials[member]}: is its "
                 "history lost?"
             )
         digest = member_bundle_digest(bundle, rules.roster, rules.suite)
-        rules.roster.check_signature(sender, signature_kind(MemberBundle), digest, bundle.signature)
-        taken = {part for other in self._offered.values() for part in keys.parts(other.key)}
-        if not taken.isdisjoint(keys.parts(bundle.key)):
-            raise RemoteProtocolError(f"member {sender} advertises another member's key")
+        rules.roster.check_signature(member, signature_kind(MemberBundle), digest, bundle.signature)
         _check_public_key(bundle.key, rules.suite)
-        self._offered[sender] = bundle
 
     def _close_keys(self) -> list[Event]:
         rules = self._rules
@@ -212,9 +239,13 @@ class OneShotServer(Lifecycle):
             return
         answer = self._answer(sender, data, PartialSum)
         try:
-            self._answers[sender] = key_shares.decode_sum(answer.share)
+            share = key_shares.decode_sum(answer.share)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
+        for bundle in answer.next_bundle:
+            self._check_bundle(sender, bundle)
+            self.next_bundles[sender] = bundle
+        self._answers[sender] = share
 
     def _answer(self, sender: ClientId, data: bytes, kind: type[AnswerT]) -> AnswerT:
         rules = self._rules

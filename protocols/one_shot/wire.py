@@ -101,10 +101,14 @@ class UnmaskRequest(Message, frozen=True, kw_only=True, tag=19):
 
 
 class PartialSum(Message, frozen=True, kw_only=True, tag=20):
-    """Member: the digest of round and survivors, and the sum of the shares that these sealed to me."""
+    """Member: the digest of round and survivors, and the sum of the shares that these sealed to me.
+
+    With it may come the member's bundle for a later round.
+    """
 
     view: Digest
     share: KeyShareSum
+    next_bundle: Annotated[tuple[MemberBundle, ...], msgspec.Meta(max_length=1)] = ()
 
 
 class Accusation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
@@ -156,7 +160,7 @@ def limits(*, cohort: int, committee: int, threshold: int, suite: Suite) -> dict
         Committee: FIXED_BYTES + bundle * committee,
         Contribution: FIXED_BYTES + contribution,
         UnmaskRequest: FIXED_BYTES + bundle * committee + (contribution + share) * cohort,
-        PartialSum: FIXED_BYTES + key_shares.SUM_BYTES,
+        PartialSum: FIXED_BYTES + key_shares.SUM_BYTES + bundle,
         Complaint: FIXED_BYTES + BYTES_PER_ACCUSATION * cohort,
     }
 
@@ -225,6 +229,8 @@ def _check_sizes(message: Message, suite: Suite) -> None:
             bundles = (message.bundle,)
         case Committee():
             bundles = message.bundles
+        case PartialSum():
+            bundles = message.next_bundle
         case UnmaskRequest():
             bundles, shares = message.bundles, tuple(one.share for one in message.contributions)
     for bundle in bundles:

@@ -38,7 +38,9 @@ _SPARE = 64  # 15 of 65536 draws are rejected: that much more keystream is enoug
 Share = NDArray[np.uint16]
 
 
-def share(key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Callable[[int], bytes]) -> list[bytes]:
+def share(
+    key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Callable[[int], bytes]
+) -> tuple[list[bytes], list[Share]]:
     """Shares a key among the holders in `slots`.
 
     Args:
@@ -48,16 +50,18 @@ def share(key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Call
         rand: source of uniform bytes.
 
     Returns:
-        One encoded share for each slot: t - 1 seeds of 32 bytes, then shares of 4112 bytes; `decode` reads both.
+        One encoded share for each slot: t - 1 seeds of 32 bytes, then shares of 4112 bytes; `decode` reads both. And
+        the first t of them, decoded.
     """
     seeds = [rand(prg.SEED_BYTES) for _ in range(threshold - 1)]
     secret = np.concatenate([key % PRIME, uniform(rand(prg.SEED_BYTES), BLINDING)])
-    values = np.stack([secret, *(uniform(seed, ELEMENTS) for seed in seeds)]).astype(np.float64)
+    streams = [uniform(seed, ELEMENTS) for seed in seeds]
+    values = np.stack([secret, *streams]).astype(np.float64)
     weights = lagrange(
         [0, *(slot + 1 for slot in slots[: threshold - 1])], [slot + 1 for slot in slots[threshold - 1 :]]
     )
     shares = (weights @ values % PRIME).astype(_ELEMENT)
-    return seeds + [row.tobytes() for row in shares]
+    return seeds + [row.tobytes() for row in shares], [*streams, shares[0]]
 
 
 def encoded_bytes(position: int, threshold: int) -> int:

@@ -40,13 +40,14 @@ def challenge(digest: bytes) -> Field:
     return uniform(digest, BLINDING * DEGREE).reshape(BLINDING, DEGREE).astype(np.float64)
 
 
-def prove(shares: Sequence[Share], rho: Field) -> bytes:
+def prove(shares: Sequence[Share], digest: bytes) -> bytes:
     """The values of z at the holders of the first t shares.
 
     Args:
         shares: these shares, decoded.
-        rho: the challenge.
+        digest: of all that the dealer sealed; the challenge follows from it.
     """
+    rho = challenge(digest)
     return b"".join(_value(share, rho).astype(_ELEMENT).tobytes() for share in shares)
 
 
@@ -69,17 +70,17 @@ def weights(slots: Sequence[int], slot: int, *, threshold: int) -> Field:
     return lagrange([one + 1 for one in first], [slot + 1])
 
 
-def fits(proof: bytes, share: Share, rho: Field, at: Field) -> bool:
+def fits(proof: bytes, share: Share, digest: bytes, at: Field) -> bool:
     """Whether a holder's share is on the polynomials that the proof speaks of.
 
     Args:
         proof: of the right size, `check`.
         share: the holder's share, decoded.
-        rho: the challenge.
+        digest: of all that the dealer sealed.
         at: `weights` of the holder's slot.
     """
     values = elements(proof).astype(np.float64).reshape(-1, BLINDING)
-    return np.array_equal((at @ values)[0] % PRIME, _value(share, rho))
+    return np.array_equal((at @ values)[0] % PRIME, _value(share, challenge(digest)))
 
 
 def _value(share: Share, rho: Field) -> Field:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,9 +28,16 @@ from protocols import (
     Roster,
     SendMessage,
 )
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
+from protocols.one_shot import (
+    OneShotClient,
+    OneShotConfig,
+    OneShotMember,
+    OneShotServer,
+    OneTimeKey,
+    committee_digest,
+)
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
-from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digests
+from protocols.one_shot.wire import Contribution, ContributionFrame, MemberBundle, decode_contribution, sealed_digests
 from protocols.primitives.keys import CLASSICAL, Suite
 from protocols.roster import signed_text
 from protocols.wire import Message, encode
@@ -104,6 +111,9 @@ class Game:
     configs: Mapping[ClientId, OneShotConfig] = field(default_factory=dict)
     policies: Mapping[ClientId, ClientPolicy] = field(default_factory=dict)
     serials: Mapping[ClientId, int] = field(default_factory=dict)
+    bundles: Mapping[ClientId, MemberBundle] = field(default_factory=dict)
+    keys_in_advance: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
+    next_keys: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parties = sorted({*self.vectors, *self.config.committee})
@@ -112,7 +122,7 @@ class Game:
         self.clients = {client: self.session(OneShotClient, client) for client in self.vectors}
         self.members = {member: self.session(OneShotMember, member) for member in self.config.committee}
         self.sessions: list[OneShotClient | OneShotMember] = [*self.clients.values(), *self.members.values()]
-        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials)
+        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials, bundles=self.bundles)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []
         self.refused: dict[ClientId, list[PeerRejected]] = {member: [] for member in self.members}  # by members
@@ -126,6 +136,9 @@ class Game:
             corrupt_holders=self.config.corrupt_holders,
             committee=committee_digest(self.roster, self.config.committee),
         )
+        ahead: dict[str, Any] = {}
+        if role is OneShotMember:
+            ahead = {"key_in_advance": self.keys_in_advance.get(party), "next_key": self.next_keys.get(party)}
         return role(
             self.configs.get(party, self.config),
             party,
@@ -133,6 +146,7 @@ class Game:
             roster=self.roster,
             policy=self.policies.get(party, policy),
             history=self.histories.get(party, History()),
+            **ahead,
         )
 
     def call(self, session: OneShotClient | OneShotMember, action: Callable[[], list[Event]]) -> None:

@@ -26,7 +26,7 @@ def random_key(seed: int, largest: int = 40) -> Coefficients:
 
 def shares_of(key: Coefficients, slots: list[int], threshold: int, seed: int = 0) -> list[Share]:
     rand = np.random.default_rng(seed).bytes
-    encoded = key_shares.share(key, slots, threshold=threshold, rand=rand)
+    encoded, _ = key_shares.share(key, slots, threshold=threshold, rand=rand)
     return [key_shares.decode(one) for one in encoded]
 
 
@@ -66,7 +66,7 @@ class TestShare:
             assert all(interpolate_at(x, first) == y for x, y in points.items())
 
     def test_shares_are_seeds_first(self) -> None:
-        encoded = key_shares.share(random_key(0), [0, 2, 3, 7, 8], threshold=3, rand=os.urandom)
+        encoded, _ = key_shares.share(random_key(0), [0, 2, 3, 7, 8], threshold=3, rand=os.urandom)
         assert [len(one) for one in encoded] == [32, 32, 4112, 4112, 4112]
         assert [key_shares.encoded_bytes(i, 3) for i in range(5)] == [len(one) for one in encoded]
 

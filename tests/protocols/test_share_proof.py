@@ -15,18 +15,22 @@ from protocols.primitives.ring_mask import DEGREE
 
 from .oracles import SHAMIR_PRIME, interpolate_at
 
-RHO = share_proof.challenge(bytes(range(32)))
+CHALLENGE = bytes(range(32))
+RHO = share_proof.challenge(CHALLENGE)
 
 
 def dealt(slots: list[int], threshold: int, seed: int = 0) -> list[Share]:
     rng = np.random.default_rng(seed)
     key = rng.integers(-40, 41, DEGREE)
-    return [key_shares.decode(one) for one in key_shares.share(key, slots, threshold=threshold, rand=rng.bytes)]
+    encoded, first = key_shares.share(key, slots, threshold=threshold, rand=rng.bytes)
+    shares = [key_shares.decode(one) for one in encoded]
+    assert [one.tolist() for one in first] == [one.tolist() for one in shares[:threshold]]
+    return shares
 
 
 def accepts(slots: list[int], threshold: int, shares: list[Share], proof: bytes) -> list[bool]:
     return [
-        share_proof.fits(proof, share, RHO, share_proof.weights(slots, slot, threshold=threshold))
+        share_proof.fits(proof, share, CHALLENGE, share_proof.weights(slots, slot, threshold=threshold))
         for slot, share in zip(slots, shares, strict=True)
     ]
 
@@ -48,7 +52,7 @@ def committees(draw: st.DrawFn) -> tuple[list[int], int]:
 def test_an_honest_proof_holds_for_everybody(committee: tuple[list[int], int], seed: int) -> None:
     slots, threshold = committee
     shares = dealt(slots, threshold, seed)
-    proof = share_proof.prove(shares[:threshold], RHO)
+    proof = share_proof.prove(shares[:threshold], CHALLENGE)
     assert len(proof) == share_proof.proof_bytes(threshold) == 16 * threshold
     share_proof.check(proof, threshold)
     assert all(accepts(slots, threshold, shares, proof))
@@ -57,7 +61,7 @@ def test_an_honest_proof_holds_for_everybody(committee: tuple[list[int], int], s
 def test_values_are_those_of_plain_integers() -> None:
     slots, threshold = [1, 4, 6, 9], 3
     shares = dealt(slots, threshold)
-    proof = np.frombuffer(share_proof.prove(shares[:threshold], RHO), dtype="<u2").reshape(threshold, BLINDING)
+    proof = np.frombuffer(share_proof.prove(shares[:threshold], CHALLENGE), dtype="<u2").reshape(threshold, BLINDING)
     rho = RHO.astype(int).tolist()
     plain = [
         [
@@ -80,7 +84,7 @@ def test_one_element_off_is_noticed_by_somebody(holder: int, column: int, by: in
     slots, threshold = [0, 2, 3, 5, 7, 8], 4
     honest = dealt(slots, threshold)
     shares = [moved(share, column, by) if i == holder else share for i, share in enumerate(honest)]
-    proof = share_proof.prove((shares if told else honest)[:threshold], RHO)
+    proof = share_proof.prove((shares if told else honest)[:threshold], CHALLENGE)
     accepted = accepts(slots, threshold, shares, proof)
     assert not all(accepted)
     if not told or holder >= threshold:
@@ -103,8 +107,8 @@ def test_a_proof_is_blinded() -> None:
     key = np.zeros(DEGREE, dtype=np.int64)
     values = []
     for _ in range(2):
-        shares = [key_shares.decode(one) for one in key_shares.share(key, slots, threshold=threshold, rand=os.urandom)]
-        proof = np.frombuffer(share_proof.prove(shares, RHO), dtype="<u2").reshape(threshold, BLINDING)
+        _, shares = key_shares.share(key, slots, threshold=threshold, rand=os.urandom)
+        proof = np.frombuffer(share_proof.prove(shares, CHALLENGE), dtype="<u2").reshape(threshold, BLINDING)
         values.append([interpolate_at(0, {x + 1: int(proof[x, i]) for x in range(threshold)}) for i in range(BLINDING)])
     assert sum(one == other for one, other in zip(*values, strict=True)) <= 1
     assert any(values[0])
