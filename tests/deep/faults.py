@@ -348,7 +348,12 @@ FAULTS = (
             "(\n                member,",
             SERVER + "Clients",
         ),
-        ("unusable keys of members are accepted", "keys.check_public_key(bundle.key, rules.suite)", "pass", "one_shot/test_hybrid.py"),
+        (
+            "unusable keys of members are accepted",
+            "keys.check_public_key(bundle.key, rules.suite)",
+            "pass",
+            "one_shot/test_hybrid.py",
+        ),
         (
             "serials of members may repeat",
             "self._policy.check_bundles(serials, self._history)",
