@@ -131,9 +131,10 @@ CATALOGUE = (
     ),
     Attack(
         number=6,
-        attack="The server chooses the graph, tries cohorts until it likes it, or fills the roster with inventions",
+        attack="The server chooses the graph or committee, tries cohorts until it likes it, or fills the roster with "
+        "inventions",
         defence="Clients compute the ring from a commitment to all signed key bundles. Only pinned identities count. "
-        "Degrees leave 2^-40 after 2^40 tries",
+        "Degrees leave 2^-40 after 2^40 tries. A one-shot client's own policy pins the committee",
         tests=(
             f"{ISOLATION}::TestGraph::test_a_graph_of_the_server_opens_nothing",
             f"{ISOLATION}::TestGraph::test_every_bundle_moves_the_ring",
@@ -142,6 +143,7 @@ CATALOGUE = (
             f"{KEYS}::TestLists::test_a_client_outside_the_roster",
             f"{KEYS}::TestLists::test_strangers_on_a_ring_cannot_fill_up_a_cohort",
             "protocols/test_graph.py::TestChooseDegree::test_the_smallest_that_meets_all_conditions",
+            "one_shot/test_committee.py::TestPin::test_another_committee_is_refused_before_anything_leaves",
         ),
         remains="Sybils on the pinned roster itself beyond `max_colluders`: that the roster is genuine is a condition",
     ),
@@ -309,6 +311,8 @@ CATALOGUE = (
             "protocols/test_one_time_keys.py::test_keys_serve_one_round",
             "protocols/test_rules.py::TestKeys::test_another_round_has_other_keys",
             f"{OS_SERVER}::TestSeparation::test_two_rounds_have_no_mask_and_no_view_in_common",
+            "one_shot/test_one_time_key.py::TestOnce::test_the_same_key_does_not_serve_two_rounds",
+            "one_shot/test_one_time_key.py::TestOnce::test_clients_refuse_a_bundle_that_served_before",
         ),
         remains="A machine whose memory image is resumed twice, or whose random source repeats: other masks, but the "
         "same secret keys, which a later round may give to the server",
@@ -480,6 +484,7 @@ CATALOGUE = (
             "protocols/test_wire.py::TestRefusals::test_deep_nesting",
             "protocols/test_wire.py::TestLimits::test_sizes_are_checked_before_anything_is_read",
             "one_shot/test_config.py::TestWire::test_requests_keep_their_limit",
+            "one_shot/test_committee.py::TestLimits::test_each_kind_has_its_own",
             f"{OS_SERVER}::TestMembers::test_refuse_more_clients_than_the_round_has",
         ),
         remains="What the transport takes in before a session sees it",
