@@ -35,7 +35,8 @@ from .wire import (
 class OneShotMember(Party):
     """One committee member's part in one round: `start`, `receive` and `persisted` of the `ClientSession` contract.
 
-    A party that is client and member has a session and a history for each role.
+    A party that is client and member has a session and a history for each role. Shares that are bad are no error:
+    `receive` gives a `PeerRejected` for each client that sealed one, and a complaint to send.
 
     Args:
         config: the round.
