@@ -55,14 +55,18 @@ def with_bad_dealer(*positions: int, suite: int = 1, liars: tuple[ClientId, ...]
 def with_bad_sealer(*positions: int, suite: int = 1, **options: object) -> Game:
     """Client 1 seals what nobody can open to the members at these positions; its proof is for what it sealed."""
     game = Game(round_config(4, suite=suite, **options), random_vectors(4))  # type: ignore[arg-type]
-    bad = [members_of(game)[position] for position in positions]
+    sealing_badly(game, *(members_of(game)[position] for position in positions))
+    return game
+
+
+def sealing_badly(game: Game, *bad: ClientId) -> None:
+    """Client 1 of this game does."""
 
     def garbled(*args: object, member: ClientId, **options: object) -> bytes:
         sealed = seal(*args, member=member, **options)  # type: ignore[arg-type]
         return bytes(len(sealed)) if member in bad else sealed
 
     replacing(game, ONE, client_module, "seal", garbled)
-    return game
 
 
 def replacing(game: Game, liar: ClientId, module: ModuleType, name: str, function: Callable[..., object]) -> None:
