@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice
+from operator import ge
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -248,7 +249,7 @@ def check_increasing(clients: tuple[int, ...]) -> None:
     Raises:
         MalformedMessageError: an id repeats or is out of order.
     """
-    if any(left >= right for left, right in pairwise(clients)):
+    if any(map(ge, clients, islice(clients, 1, None))):
         raise MalformedMessageError("client ids must increase strictly")
 
 
@@ -269,7 +270,8 @@ def _check_sizes(message: Message, suite: Suite) -> None:
             bundles = message.next_bundle
         case ShareKeys() | SealedShares():
             sealed = message.sealed
-    if any(len(key) != suite.public_key_bytes for bundle in bundles for key in (bundle.channel_key, bundle.mask_key)):
+    sizes = {len(bundle.channel_key) for bundle in bundles} | {len(bundle.mask_key) for bundle in bundles}
+    if sizes - {suite.public_key_bytes}:
         raise MalformedMessageError(f"a public key of suite {suite.number} has {suite.public_key_bytes} bytes")
-    if any(len(one) != sealed_bytes(suite) for one in sealed):
+    if set(map(len, sealed)) - {sealed_bytes(suite)}:
         raise MalformedMessageError(f"a sealed message of suite {suite.number} has {sealed_bytes(suite)} bytes")

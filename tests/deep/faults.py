@@ -53,7 +53,7 @@ FAULTS = (
         ("unusable keys are accepted", "keys.check_public_key(public, rules.suite)", "pass", UNUSABLE),
         ("own bundle may change", "if own != self._own_bundle:", "if own is None:", KEYS + "Lists"),
         ("strangers are accepted", "        if strangers:\n", "        if False:\n", KEYS + "Lists"),
-        ("equal keys are accepted", "if len(set(public_keys)) != len(public_keys):", "if False:", KEYS + "Duplicates"),
+        ("equal keys are accepted", "if not keys.all_distinct(public_keys):", "if False:", KEYS + "Duplicates"),
         (
             "serials may repeat",
             "self._policy.check_bundles(serials, self._history)",
@@ -87,7 +87,7 @@ FAULTS = (
         ),
         (
             "too few holders survive",
-            "rules.check_holders(rules.graph.holders(self._me), set(survivors), self._phase)",
+            "rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)",
             "pass",
             VIEWS + "SurvivorList",
         ),
@@ -117,8 +117,8 @@ FAULTS = (
         ),
         (
             "who is dead is the server's word at the end, not what was signed",
-            "alive = set(self._survivors)",
-            "alive = set(signers)",
+            "alive = frozenset(map(ClientId, self._survivors.tolist()))",
+            "alive = frozenset(signers)",
             SHARES + "LyingHolder",
         ),
         (
