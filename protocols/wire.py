@@ -21,7 +21,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
-from operator import ge
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -249,7 +248,7 @@ def check_increasing(clients: tuple[int, ...]) -> None:
     Raises:
         MalformedMessageError: an id repeats or is out of order.
     """
-    if any(map(ge, clients, islice(clients, 1, None))):
+    if any(map(int.__ge__, clients, islice(clients, 1, None))):
         raise MalformedMessageError("client ids must increase strictly")
 
 
