@@ -50,7 +50,7 @@ from protocols import (
     required_threshold,
 )
 from protocols.graph import Degree
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
+from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CANARIES, least_noise_bits, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, decode_contribution
 from protocols.partial import Map
@@ -299,7 +299,9 @@ class Round(_Timed[PairwiseServer]):
         return best_cpu_seconds(verify, repeat=REPEAT)
 
 
-def one_shot_config(*, clients: int, dropouts: int, dimension: int, bits: int, members: int) -> OneShotConfig:
+def one_shot_config(
+    *, clients: int, dropouts: int, dimension: int, bits: int, members: int, suite: int = 1
+) -> OneShotConfig:
     """A one-shot round in which exactly `dropouts` clients may vanish and a tenth of the members are corrupt.
 
     A coordinate has `bits` bits, or as many as the errors of the masks leave.
@@ -319,6 +321,7 @@ def one_shot_config(*, clients: int, dropouts: int, dimension: int, bits: int, m
         modulus_bits=min(bits, ring_mask.MODULUS_BITS - least_noise_bits(clients)),
         model=bytes(32),
         binding=bytes(32),
+        suite=suite,
     )
 
 
@@ -335,7 +338,11 @@ class OneShotRound(_Timed[OneShotServer]):
         survivors = ids[config.cohort - config.min_survivors :]
         identities = {party: Identity.generate() for party in (*ids, *config.committee)}
         self.roster = Roster({party: identity.public for party, identity in identities.items()})
-        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=config.min_survivors,
+            corrupt_holders=config.corrupt_holders,
+            committee=committee_digest(self.roster, config.committee),
+        )
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
         super().__init__(
             config,
@@ -352,14 +359,15 @@ class OneShotRound(_Timed[OneShotServer]):
 
     def verify_seconds(self) -> float:
         """CPU seconds that the server spends on decoding, hashing and checking the signatures of all contributions."""
-        limit = message_limit(max(self.config.cohort, len(self.config.committee)))
-        sealed_bytes = self.server._rules.sealed_bytes
+        rules = self.server._rules
+        sealed_bytes = rules.sealed_bytes
 
         def verify() -> None:
             for client, data in self.inbox[Phase.MASKED_INPUT]:
                 frame = decode_contribution(
                     data,
-                    limit=limit,
+                    suite=rules.suite,
+                    limit=rules.limits[Contribution],
                     sealed_bytes=sealed_bytes,
                     vector_bytes=4 * (self.config.length + CANARIES),
                 )

@@ -31,8 +31,12 @@ Why it holds:
   keys but the true one leaves errors that are too large, or canaries that are not zero, but for a chance below 2^-64.
   That holds for lies that are not computed from the public matrix; for small vectors such lies need spare answers.
 
-What the driver must add: one open session for each identity, role and history, and a committee that it pinned; no
-policy here checks who the members are.
+- The committee is pinned. A client joins no round whose members, or their identities, are not those of its own policy:
+  a server that proposes others gets a `PolicyRefusal`.
+- A member whose history is lost does not stall rounds. It advertises a serial that clients have seen; a server that
+  remembers serials (`OneShotServer.serials`) rejects it by name and goes on with the others.
+
+What the driver must add: one open session for each identity, role and history.
 
 What it does not give: a malicious client can void a round by sealing shares that do not open, or bias the sum; members
 name it in their own error, the server is not told. Clients are not told the survivors either: a client's budget stays
@@ -41,7 +45,7 @@ charged at the floor.
 
 from .client import OneShotClient
 from .member import OneShotMember
-from .rules import OneShotConfig
+from .rules import OneShotConfig, committee_digest
 from .server import OneShotServer
 
-__all__ = ["OneShotClient", "OneShotConfig", "OneShotMember", "OneShotServer"]
+__all__ = ["OneShotClient", "OneShotConfig", "OneShotMember", "OneShotServer", "committee_digest"]

@@ -18,7 +18,8 @@ from ..session import ContributionNeeded, Event, Phase, SendMessage
 from ..wire import encode
 from .party import Party, Secrets
 from .rules import CANARIES, CLIENT_TRANSITIONS, WORD, member_bundle_digest, signature_kind
-from .wire import SUITE, Committee, Contribution, MemberBundle, sealed_digest
+from .sealed import seal
+from .wire import Committee, Contribution, MemberBundle, sealed_digest
 
 
 class OneShotClient(Party):
@@ -33,7 +34,7 @@ class OneShotClient(Party):
     def start(self) -> list[Event]:
         """Makes this round's key; nothing is sent before the committee is known."""
         with self._step("start"):
-            self._secrets = Secrets(self._rand)
+            self._secrets = Secrets(self._rand, keys.CLASSICAL)  # in both suites: the rest is encapsulated
             record = KeysAdvertised(round_id=self._rules.config.round_id, serial=self._history.serial + 1)
             return self._persist(record, list)
 
@@ -62,10 +63,14 @@ class OneShotClient(Party):
             digest = sha256(words.data).digest()
             shares = key_shares.share(key, rules.slots, threshold=config.threshold, rand=self._rand)
             sealed = [
-                keys.seal(
-                    rules.channel(secrets.channels[member], self._me, member),
+                seal(
+                    rules,
                     share,
-                    associated=rules.associated(self._me, member, secrets.key.public, digest),
+                    client=self._me,
+                    member=member,
+                    agreed=secrets.channels[member],
+                    ephemeral_key=secrets.key.public,
+                    vector=digest,
                 )
                 for member, share in zip(rules.bundles, shares, strict=True)
             ]
@@ -77,7 +82,7 @@ class OneShotClient(Party):
                     vector=digest,
                     sealed=sealed_digest(sealed),
                 ),
-                suite=SUITE,
+                suite=rules.suite,
             )
             signature = self._sign(signature_kind(Contribution), sha256(covered).digest())
             self._erase()
@@ -89,11 +94,14 @@ class OneShotClient(Party):
         rules.bind(message.bundles)
         for member, bundle in rules.bundles.items():
             rules.roster.check_signature(
-                member, signature_kind(MemberBundle), member_bundle_digest(bundle, rules.roster), bundle.signature
+                member,
+                signature_kind(MemberBundle),
+                member_bundle_digest(bundle, rules.roster, rules.suite),
+                bundle.signature,
             )
             problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
             try:
-                keys.check_public_key(bundle.key, SUITE)
+                keys.check_public_key(bundle.key, rules.suite)
                 secrets.channels[member] = secrets.key.agree(bundle.key)
             except ValueError as error:
                 problem = str(error)

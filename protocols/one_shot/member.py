@@ -17,7 +17,8 @@ from ..session import Event, Phase, SendMessage
 from ..wire import FRESH_BYTES, check_increasing, encode
 from .party import Party, Secrets
 from .rules import MEMBER_TRANSITIONS, member_bundle_digest, signature_kind
-from .wire import SUITE, Contribution, MemberBundle, MemberKeys, PartialSum, SealedContribution, UnmaskRequest
+from .sealed import unseal
+from .wire import Contribution, MemberBundle, MemberKeys, PartialSum, SealedContribution, UnmaskRequest
 
 
 class OneShotMember(Party):
@@ -39,7 +40,7 @@ class OneShotMember(Party):
         if self._me not in self._rules.config.committee:
             raise ValueError(f"{self._me} is not on the committee")
         with self._step("start"):
-            self._secrets = Secrets(self._rand)
+            self._secrets = Secrets(self._rand, self._rules.suite)
             serial = self._history.serial + 1
             unsigned = MemberBundle(
                 member=self._me,
@@ -48,9 +49,11 @@ class OneShotMember(Party):
                 key=self._secrets.key.public,
                 signature=bytes(keys.SIGNATURE_BYTES),
             )
-            signature = self._sign(signature_kind(MemberBundle), member_bundle_digest(unsigned, self._rules.roster))
+            digest = member_bundle_digest(unsigned, self._rules.roster, self._rules.suite)
+            signature = self._sign(signature_kind(MemberBundle), digest)
             self._bundle = msgspec.structs.replace(unsigned, signature=signature)
-            frame = encode(MemberKeys(context=self._rules.context, sender=self._me, bundle=self._bundle), suite=SUITE)
+            message = MemberKeys(context=self._rules.context, sender=self._me, bundle=self._bundle)
+            frame = encode(message, suite=self._rules.suite)
             record = KeysAdvertised(round_id=self._rules.config.round_id, serial=serial)
             return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
 
@@ -64,9 +67,8 @@ class OneShotMember(Party):
         record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
         self._policy.check_survivors(record.model, record.survivors, self._history)
         share = key_shares.add(self._open(sealed) for sealed in message.contributions)
-        covered = encode(
-            PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share), suite=SUITE
-        )
+        answer = PartialSum(context=rules.context, sender=self._me, view=rules.view(survivors), share=share)
+        covered = encode(answer, suite=rules.suite)
         frame = covered + self._sign(signature_kind(PartialSum), sha256(covered).digest())
         self._erase()
         return self._persist(record, lambda: [SendMessage(to=None, data=frame)])
@@ -87,7 +89,7 @@ class OneShotMember(Party):
                 raise InconsistentViewError(
                     f"client {client} contributed to another round, or saw other keys", client_id=client
                 )
-            digest = sha256(encode(sealed.contribution, suite=SUITE)).digest()
+            digest = sha256(encode(sealed.contribution, suite=rules.suite)).digest()
             rules.roster.check_signature(client, signature_kind(Contribution), digest, sealed.signature)
         return survivors
 
@@ -96,9 +98,15 @@ class OneShotMember(Party):
         client = ClientId(contribution.sender)
         problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
         try:
-            secret = self._live().key.agree(contribution.ephemeral_key)
-            associated = rules.associated(client, self._me, contribution.ephemeral_key, contribution.vector)
-            plain = keys.unseal(rules.channel(secret, client, self._me), sealed.share, associated=associated)
+            plain = unseal(
+                rules,
+                sealed.share,
+                client=client,
+                member=self._me,
+                key=self._live().key,
+                ephemeral_key=contribution.ephemeral_key,
+                vector=contribution.vector,
+            )
             share = key_shares.decode(plain)
         except ValueError as error:
             problem = str(error)

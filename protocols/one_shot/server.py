@@ -8,7 +8,7 @@ bad message is rejected without effect, and the sum is either exact or not relea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -26,10 +26,9 @@ from ..primitives import key_shares, keys, ring_mask
 from ..primitives.packing import UInt32Vector
 from ..roster import Roster
 from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
-from ..wire import SERVER, Message, decode, decode_signed, encode
+from ..wire import SERVER, Message, encode
 from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
 from .wire import (
-    SUITE,
     Committee,
     Contribution,
     MemberBundle,
@@ -37,7 +36,9 @@ from .wire import (
     PartialSum,
     SealedContribution,
     UnmaskRequest,
+    decode,
     decode_contribution,
+    decode_signed,
 )
 
 
@@ -56,10 +57,16 @@ class OneShotServer(Lifecycle):
     Args:
         config: the round.
         roster: the pinned identities of all clients and members.
+        serials: of the latest bundle of each member that any client was shown, from `serials` of the round before.
+
+    Attributes:
+        serials: the same, this round included. Clients refuse a round with a bundle that they have seen. So a member
+            that lost its history, and counts from one again, is rejected here, and others go on.
     """
 
-    def __init__(self, config: OneShotConfig, *, roster: Roster) -> None:
+    def __init__(self, config: OneShotConfig, *, roster: Roster, serials: Mapping[ClientId, int] | None = None) -> None:
         self._rules = Rules(config, roster)
+        self.serials = dict(serials or {})
         self._opening_context = self._rules.context  # before the members' keys are bound
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(config.committee)
@@ -114,25 +121,32 @@ class OneShotServer(Lifecycle):
     # One pair of steps for each phase: take a message, close the phase.
 
     def _take_keys(self, sender: ClientId, data: bytes) -> None:
-        message = decode(data, MemberKeys, suite=SUITE, limit=self._rules.limit)
+        rules = self._rules
+        message = decode(data, MemberKeys, suite=rules.suite, limit=rules.limits[MemberKeys])
         self._check_origin(message, sender)
         bundle = message.bundle
         if bundle.member != sender:
             raise MalformedMessageError(f"member {sender} advertises a key of member {bundle.member}")
-        self._rules.roster.check_signature(
-            sender, signature_kind(MemberBundle), member_bundle_digest(bundle, self._rules.roster), bundle.signature
-        )
-        if any(bundle.key == other.key for other in self._offered.values()):
+        if bundle.serial <= self.serials.get(sender, 0):
+            raise RemoteProtocolError(
+                f"member {sender} advertises bundle {bundle.serial} after bundle {self.serials[sender]}: is its "
+                "history lost?"
+            )
+        digest = member_bundle_digest(bundle, rules.roster, rules.suite)
+        rules.roster.check_signature(sender, signature_kind(MemberBundle), digest, bundle.signature)
+        taken = {part for other in self._offered.values() for part in keys.parts(other.key)}
+        if not taken.isdisjoint(keys.parts(bundle.key)):
             raise RemoteProtocolError(f"member {sender} advertises another member's key")
-        _check_public_key(bundle.key)
+        _check_public_key(bundle.key, rules.suite)
         self._offered[sender] = bundle
 
     def _close_keys(self) -> list[Event]:
         rules = self._rules
         bundles = tuple(self._offered[member] for member in sorted(self._offered))
         rules.check_members("advertised keys", self._offered, self._phase)
-        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=SUITE)
+        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=rules.suite)
         rules.bind(bundles)
+        self.serials |= {member: bundle.serial for member, bundle in rules.bundles.items()}
         self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
         self._expected = frozenset(rules.roster)
         return [SendMessage(to=client, data=frame) for client in rules.roster]
@@ -142,11 +156,15 @@ class OneShotServer(Lifecycle):
         if len(self._received) == rules.config.cohort:
             raise RemoteProtocolError(f"the cohort of {rules.config.cohort} is full")
         frame = decode_contribution(
-            data, limit=rules.limit, sealed_bytes=rules.sealed_bytes, vector_bytes=self._words.nbytes
+            data,
+            suite=rules.suite,
+            limit=rules.limits[Contribution],
+            sealed_bytes=rules.sealed_bytes,
+            vector_bytes=self._words.nbytes,
         )
         self._check_origin(frame.message, sender)
         rules.roster.check_signature(sender, signature_kind(Contribution), frame.digest, frame.signature)
-        _check_public_key(frame.message.ephemeral_key)
+        _check_public_key(frame.message.ephemeral_key, keys.CLASSICAL)
         unique = {frame.message.ephemeral_key, frame.message.vector}
         if unique & self._seen:
             raise RemoteProtocolError(f"the contribution of {sender} is a copy of another one")
@@ -167,14 +185,15 @@ class OneShotServer(Lifecycle):
             request = UnmaskRequest(
                 context=self._opening_context, sender=SERVER, bundles=bundles, contributions=contributions
             )
-            events.append(SendMessage(to=member, data=encode(request, suite=SUITE)))
+            events.append(SendMessage(to=member, data=encode(request, suite=rules.suite)))
         self._expected = frozenset(rules.bundles)
         return events
 
     def _take_answer(self, sender: ClientId, data: bytes) -> None:
-        frame = decode_signed(data, PartialSum, suite=SUITE, limit=self._rules.request_limit)
+        rules = self._rules
+        frame = decode_signed(data, PartialSum, suite=rules.suite, limit=rules.limits[PartialSum])
         self._check_origin(frame.message, sender)
-        self._rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
+        rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
         if frame.message.view != self._rules.view(self._received):
             raise InconsistentViewError(f"member {sender} answered for other survivors")
         try:
@@ -234,9 +253,9 @@ class OneShotServer(Lifecycle):
         self._expected = frozenset()
 
 
-def _check_public_key(public: bytes) -> None:
+def _check_public_key(public: bytes, suite: keys.Suite) -> None:
     """Refuses a key that no peer can agree with: it would void the round for all of them."""
     try:
-        keys.check_public_key(public, SUITE)
+        keys.check_public_key(public, suite)
     except ValueError as error:
         raise MalformedMessageError(str(error)) from None

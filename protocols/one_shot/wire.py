@@ -16,27 +16,38 @@ from typing import Annotated
 
 import msgspec
 
-from ..errors import MalformedMessageError
+from .. import wire
+from ..errors import ClientId, MalformedMessageError
 from ..primitives import key_shares
-from ..primitives.keys import CLASSICAL, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES
+from ..primitives.keys import CLASSICAL, HYBRID, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES, Suite
 from ..primitives.prg import SEED_BYTES
 from ..wire import (
-    BYTES_PER_CLIENT,
     FIXED_BYTES,
     FRESH_BYTES,
     Digest,
     Id,
     Message,
+    MessageT,
     PublicKey,
     Serial,
     Signature,
-    decode_signed,
+    SignedFrame,
 )
 
-SUITE = CLASSICAL  # of every frame
-SEALED_SHARE_BYTES = key_shares.SHARE_BYTES + SEAL_OVERHEAD_BYTES
+SEALED_BYTES = frozenset((key_shares.SHARE_BYTES, SEED_BYTES))  # what is sealed
+BYTES_PER_BUNDLE = 160  # no message spends more on one bundle than this and a public key
+BYTES_PER_CONTRIBUTION = 384  # nor more than this on what is the same in all contributions, shares aside
 
-SealedShare = Annotated[bytes, msgspec.Meta(min_length=SEED_BYTES + SEAL_OVERHEAD_BYTES, max_length=SEALED_SHARE_BYTES)]
+SealedShare = Annotated[
+    bytes,
+    msgspec.Meta(
+        min_length=SEED_BYTES + SEAL_OVERHEAD_BYTES,
+        max_length=key_shares.SHARE_BYTES + SEAL_OVERHEAD_BYTES + HYBRID.ciphertext_bytes,
+    ),
+]
+EphemeralKey = Annotated[
+    bytes, msgspec.Meta(min_length=CLASSICAL.public_key_bytes, max_length=CLASSICAL.public_key_bytes)
+]
 KeyShare = Annotated[bytes, msgspec.Meta(min_length=key_shares.SHARE_BYTES, max_length=key_shares.SHARE_BYTES)]
 
 
@@ -65,7 +76,7 @@ class Committee(Message, frozen=True, kw_only=True, tag=17):
 class Contribution(Message, frozen=True, kw_only=True, tag=18):
     """Client: the digests of my masked vector, and of the shares of its key that are sealed to the members."""
 
-    ephemeral_key: PublicKey
+    ephemeral_key: EphemeralKey
     vector: Digest
     sealed: Digest
 
@@ -111,13 +122,37 @@ class ContributionFrame:
     vector: memoryview
 
 
-def request_limit(cohort: int, committee: int) -> int:
-    """The largest size in bytes of a message that goes to a member."""
-    return (
-        FIXED_BYTES
-        + (BYTES_PER_CLIENT + 2 * SUITE.public_key_bytes) * (committee + cohort)
-        + SEALED_SHARE_BYTES * cohort
-    )
+def sealed_bytes(share_bytes: int, suite: Suite) -> int:
+    """The size of a share of that size once it is sealed, KEM ciphertext included."""
+    return suite.ciphertext_bytes + share_bytes + SEAL_OVERHEAD_BYTES
+
+
+def limits(*, cohort: int, committee: int, threshold: int, suite: Suite) -> dict[type[Message], int]:
+    """The largest size in bytes of each message's header and body: nobody reads more than its role needs."""
+    bundle = BYTES_PER_BUNDLE + suite.public_key_bytes
+    contribution = BYTES_PER_CONTRIBUTION
+    share = sealed_bytes(key_shares.SHARE_BYTES, suite)
+    return {
+        MemberKeys: FIXED_BYTES + bundle,
+        Committee: FIXED_BYTES + bundle * committee,
+        Contribution: FIXED_BYTES + contribution,
+        UnmaskRequest: FIXED_BYTES + bundle * committee + (contribution + share) * cohort,
+        PartialSum: FIXED_BYTES + key_shares.SHARE_BYTES,
+    }
+
+
+def decode(data: bytes | memoryview, kind: type[MessageT], *, suite: Suite, limit: int) -> MessageT:
+    """As `protocols.wire.decode`; keys and sealed shares have the sizes of the suite too."""
+    message = wire.decode(data, kind, suite=suite, limit=limit)
+    _check_sizes(message, suite)
+    return message
+
+
+def decode_signed(data: bytes | memoryview, kind: type[MessageT], *, suite: Suite, limit: int) -> SignedFrame[MessageT]:
+    """As `protocols.wire.decode_signed`; keys have the size of the suite too."""
+    frame = wire.decode_signed(bytes(data), kind, suite=suite, limit=limit)
+    _check_sizes(frame.message, suite)
+    return frame
 
 
 def sealed_digest(sealed: Sequence[bytes]) -> bytes:
@@ -126,12 +161,13 @@ def sealed_digest(sealed: Sequence[bytes]) -> bytes:
 
 
 def decode_contribution(
-    data: bytes, *, limit: int, sealed_bytes: Sequence[int], vector_bytes: int
+    data: bytes, *, suite: Suite, limit: int, sealed_bytes: Sequence[int], vector_bytes: int
 ) -> ContributionFrame:
     """Reads a contribution.
 
     Args:
         data: the received bytes.
+        suite: the suite of the round.
         limit: the largest acceptable size of header and body.
         sealed_bytes: the exact size of each sealed share.
         vector_bytes: the exact size of the vector.
@@ -144,7 +180,7 @@ def decode_contribution(
     start = len(data) - vector_bytes - sum(sealed_bytes)
     if start < SIGNATURE_BYTES:
         raise MalformedMessageError(f"a contribution has {len(data)} bytes, fewer than its vector and shares take")
-    head = decode_signed(bytes(view[:start]), Contribution, suite=SUITE, limit=limit)
+    head = decode_signed(view[:start], Contribution, suite=suite, limit=limit)
     ends = accumulate(sealed_bytes, initial=start)
     sealed = tuple(bytes(view[begin:end]) for begin, end in pairwise(ends))
     vector = view[len(data) - vector_bytes :]
@@ -153,3 +189,26 @@ def decode_contribution(
     return ContributionFrame(
         message=head.message, digest=head.digest, signature=head.signature, sealed=sealed, vector=vector
     )
+
+
+def _check_sizes(message: Message, suite: Suite) -> None:
+    """Public keys and sealed shares have the sizes of the suite."""
+    bundles: tuple[MemberBundle, ...] = ()
+    shares: tuple[bytes, ...] = ()
+    match message:
+        case MemberKeys():
+            bundles = (message.bundle,)
+        case Committee():
+            bundles = message.bundles
+        case UnmaskRequest():
+            bundles, shares = message.bundles, tuple(one.share for one in message.contributions)
+    for bundle in bundles:
+        if len(bundle.key) != suite.public_key_bytes:
+            raise MalformedMessageError(
+                f"the key of member {bundle.member} has {len(bundle.key)} bytes, suite {suite.number} has "
+                f"{suite.public_key_bytes}",
+                client_id=ClientId(bundle.member),
+            )
+    allowed = {sealed_bytes(size, suite) for size in SEALED_BYTES}
+    if any(len(share) not in allowed for share in shares):
+        raise MalformedMessageError(f"a sealed share of suite {suite.number} has {sorted(allowed)} bytes")

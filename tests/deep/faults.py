@@ -348,7 +348,7 @@ FAULTS = (
             "(\n                member,",
             SERVER + "Clients",
         ),
-        ("unusable keys of members are accepted", "keys.check_public_key(bundle.key, SUITE)", "pass", UNUSABLE),
+        ("unusable keys of members are accepted", "keys.check_public_key(bundle.key, rules.suite)", "pass", UNUSABLE),
         (
             "serials of members may repeat",
             "self._policy.check_bundles(serials, self._history)",

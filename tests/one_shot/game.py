@@ -28,14 +28,12 @@ from protocols import (
     Roster,
     SendMessage,
 )
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
+from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
+from protocols.primitives.keys import CLASSICAL, Suite
 from protocols.roster import signed_text
-from protocols.wire import (
-    Message,
-)
-from tests.classical import encode
+from protocols.wire import Message, encode
 
 Vector = NDArray[np.uint32]
 # Takes (sender or None for the server, receiver or None for the server, data) and gives what arrives instead.
@@ -61,6 +59,7 @@ def round_config(
     model: bytes = bytes(32),
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
+    suite: int = 1,
 ) -> OneShotConfig:
     """A valid configuration with the smallest threshold, unless told otherwise."""
     return OneShotConfig(
@@ -74,6 +73,7 @@ def round_config(
         modulus_bits=modulus_bits,
         model=model,
         binding=binding,
+        suite=suite,
     )
 
 
@@ -86,9 +86,9 @@ def faithful(_sender: ClientId | None, _receiver: ClientId | None, data: bytes) 
     return [data]
 
 
-def signed(identity: Identity, message: Message) -> bytes:
+def signed(identity: Identity, message: Message, suite: Suite = CLASSICAL) -> bytes:
     """The frame as its sender would sign it."""
-    covered = encode(message)
+    covered = encode(message, suite=suite)
     return covered + identity.sign(signed_text(signature_kind(type(message)), sha256(covered).digest()))
 
 
@@ -103,6 +103,7 @@ class Game:
     histories: dict[ClientId, History] = field(default_factory=dict)
     configs: Mapping[ClientId, OneShotConfig] = field(default_factory=dict)
     policies: Mapping[ClientId, ClientPolicy] = field(default_factory=dict)
+    serials: Mapping[ClientId, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parties = sorted({*self.vectors, *self.config.committee})
@@ -111,7 +112,7 @@ class Game:
         self.clients = {client: self.session(OneShotClient, client) for client in self.vectors}
         self.members = {member: self.session(OneShotMember, member) for member in self.config.committee}
         self.sessions: list[OneShotClient | OneShotMember] = [*self.clients.values(), *self.members.values()]
-        self.server = OneShotServer(self.config, roster=self.roster)
+        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []
         self.records: dict[ClientId, list[Record]] = {party: [] for party in parties}
@@ -119,7 +120,11 @@ class Game:
         self.result: AggregateReady | None = None
 
     def session(self, role: type[PartyT], party: ClientId) -> PartyT:
-        policy = ClientPolicy(min_survivors=self.config.min_survivors, corrupt_holders=self.config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=self.config.min_survivors,
+            corrupt_holders=self.config.corrupt_holders,
+            committee=committee_digest(self.roster, self.config.committee),
+        )
         return role(
             self.configs.get(party, self.config),
             party,
@@ -207,6 +212,7 @@ class Game:
         """A contribution of this round, as the server reads it."""
         return decode_contribution(
             contribution,
+            suite=self.server._rules.suite,
             limit=NO_LIMIT,
             sealed_bytes=self.server._rules.sealed_bytes,
             vector_bytes=4 * (self.config.length + CANARIES),
@@ -218,7 +224,7 @@ class Game:
         """What a client could have sent: like `frame`, with these shares and this vector, signed by that client."""
         digests = {"sealed": sealed_digest(sealed), "vector": sha256(vector).digest(), "sender": client}
         message: Contribution = msgspec.structs.replace(frame.message, **{**digests, **changes})
-        return b"".join((signed(self.identities[client], message), *sealed, vector))
+        return b"".join((signed(self.identities[client], message, self.server._rules.suite), *sealed, vector))
 
 
 def silencing(*parties: ClientId, after: int = 0) -> Network:

@@ -91,5 +91,6 @@ def rebundled(game: Game, bundle: MemberBundle, *, by: ClientId | None = None, *
     """The bundle with other fields, signed by its member or by somebody else."""
     changed = msgspec.structs.replace(bundle, **changes)
     identity = game.identities[by or ClientId(changed.member)]
-    signature = identity.sign(signed_text(signature_kind(MemberBundle), member_bundle_digest(changed, game.roster)))
+    digest = member_bundle_digest(changed, game.roster, game.server._rules.suite)
+    signature = identity.sign(signed_text(signature_kind(MemberBundle), digest))
     return msgspec.structs.replace(changed, signature=signature)

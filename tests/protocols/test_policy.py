@@ -110,6 +110,22 @@ class TestRound:
         self.POLICY.check_round(round_config(6, threshold=5, corrupt_holders=1), history)
 
 
+class TestCommittee:
+    def test_only_the_pinned_one(self) -> None:
+        policy = ClientPolicy(min_survivors=2, corrupt_holders=0, committee=bytes(32))
+        policy.check_committee(bytes(32))
+        with pytest.raises(PolicyRefusal, match=r"committee is 0100000000000000; .* pins 0000000000000000"):
+            policy.check_committee(b"\x01" + bytes(31))
+
+    def test_none_without_a_pin(self) -> None:
+        with pytest.raises(PolicyRefusal, match="pins none"):
+            ClientPolicy(min_survivors=2, corrupt_holders=0).check_committee(bytes(32))
+
+    def test_a_pin_that_is_no_digest(self) -> None:
+        with pytest.raises(ValueError, match="32 bytes, got 3"):
+            ClientPolicy(min_survivors=2, corrupt_holders=0, committee=b"abc")
+
+
 class TestBundles:
     @given(seen=st.dictionaries(client_ids, st.integers(1, 5)), shown=st.dictionaries(client_ids, st.integers(1, 6)))
     def test_only_newer_serials_pass(self, seen: dict[ClientId, int], shown: dict[ClientId, int]) -> None:
