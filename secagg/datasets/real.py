@@ -15,6 +15,7 @@ import csv
 import gzip
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -42,7 +43,9 @@ _FLAGS = (
     "on_thyroxine", "query_on_thyroxine", "on_antithyroid_meds", "sick", "pregnant", "thyroid_surgery",
     "I131_treatment", "query_hypothyroid", "query_hyperthyroid", "lithium", "goitre", "tumor", "hypopituitary", "psych",
 )  # fmt: skip
-_ASSAYS = {"TSH": 500.0, "T3": 20.0, "TT4": 600.0, "T4U": 2.5, "FTI": 900.0, "TBG": 200.0}  # largest plausible value
+# What laboratories call usual; each assay is measured in half-widths from the middle of its interval.
+_ASSAYS = {"TSH": (0.4, 4.0), "T3": (1.2, 2.8), "TT4": (60, 150), "T4U": (0.7, 1.2), "FTI": (60, 150), "TBG": (12, 30)}
+_FURTHEST = 4.0  # half-widths that still count
 _REFERRALS = ("other", "SVI", "SVHC", "STMW", "SVHD")
 _PERSON = {
     "xage": 100.0, "female": 1.0, "black": 1.0, "child": 1.0, "lfam": 3.0, "linc": 12.0, "educdec": 25.0, "disea": 60.0,
@@ -63,9 +66,9 @@ _SERVICES = ("http", "private", "eco_i", "ecr_i", "other", "telnet", "imap4", "f
 def load_thyroid() -> Dataset:
     """9,169 thyroid patients (UCI, Garvan Institute), by the five places that referred more than a handful of them.
 
-    The task is whether the laboratory named any condition: 26 % of patients have one. 33 features: age, sex, 14 answers
-    of the referral form, and for each of six assays whether it was made and its value, the skewed one in logarithms,
-    and whether it was low.
+    The task is whether the laboratory named any condition: 26 % of patients have one. 29 features: age, sex, 14 answers
+    of the referral form, and for each of six assays whether it was made, and where it lies from the usual interval (the
+    skewed one in logarithms).
 
     Raises:
         ImportError: the package that carries the data is not installed.
@@ -76,14 +79,12 @@ def load_thyroid() -> Dataset:
     age = np.clip(_numbers(columns["age"]), 0, 100) / 100
     features = [age, columns["sex"] == "F", columns["sex"] == "M"]
     features += [columns[name] == "t" for name in _FLAGS]
-    for name, largest in _ASSAYS.items():
-        value = np.clip(_numbers(columns[name]), 0, largest)
-        measured = np.isfinite(value)
-        scaled = np.log1p(value) / np.log1p(largest) if name == "TSH" else value / largest
-        features += [measured, np.where(measured, scaled, 0.0)]
-    features += [
-        _low(columns, name, below) for name, below in (("TSH", 0.4), ("T3", 1.0), ("TT4", 60.0), ("FTI", 60.0))
-    ]
+    for name, usual in _ASSAYS.items():
+        value, (low, high) = _numbers(columns[name]), usual
+        if name == "TSH":
+            value, low, high = np.log(value), math.log(low), math.log(high)
+        place = (value - (low + high) / 2) / ((high - low) / 2)
+        features += [np.isfinite(value), np.clip(np.nan_to_num(place), -_FURTHEST, _FURTHEST)]
     return Dataset(
         name="thyroid",
         features=_matrix(features)[kept],
@@ -222,11 +223,6 @@ def _columns(content: bytes) -> Columns:
 def _numbers(column: NDArray[np.str_]) -> NDArray[np.float64]:
     """Text to numbers; an empty cell is nan."""
     return np.where(column == "", "nan", column).astype(np.float64)
-
-
-def _low(columns: Columns, name: str, below: float) -> NDArray[np.bool_]:
-    """Whether an assay was made and lies below the usual range."""
-    return np.nan_to_num(_numbers(columns[name]), nan=np.inf) < below
 
 
 def _matrix(features: Sequence[NDArray[np.generic]]) -> Float32Matrix:
