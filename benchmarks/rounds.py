@@ -269,7 +269,9 @@ class Round(_Timed[PairwiseServer]):
         self.dropped = frozenset(ids[: config.cohort - config.min_survivors])
         identities = {client: Identity.generate() for client in ids}
         self.roster = Roster({client: identity.public for client, identity in identities.items()})
-        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders, suite=config.suite
+        )
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
         super().__init__(
             config,
@@ -341,6 +343,7 @@ class OneShotRound(_Timed[OneShotServer]):
         policy = ClientPolicy(
             min_survivors=config.min_survivors,
             corrupt_holders=config.corrupt_holders,
+            suite=config.suite,
             committee=committee_digest(self.roster, config.committee),
         )
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}

@@ -3,9 +3,9 @@
 - Every client of every round masks for real; the sum must be the plain one. Times and memory as in `rounds.py`.
 - `exponents` are slopes of least-squares lines through (log clients, log cost): a cost that grows like n^e has e.
 - Up to 100 clients the policy's graph is the complete one; beyond, a ring whose degree grows slowly with n.
-- Nobody is sampled: all clients live in one process, one after the other takes its turn in each phase, and they are shown
-  the same bytes. Messages to the server wait on disk. `process` is the whole script: clock time of the round, with every
-  party, and the most memory that the process ever had, earlier rounds included.
+- Nobody is sampled: all clients live in one process, take their turns in each phase, and are shown the same bytes.
+  Messages to the server wait on disk. `process` is the whole script: clock time of the round, with every party, and the
+  most memory that the process ever had, earlier rounds included.
 - `server.peak_per_pair` is the server's peak without its accumulator and packing (12 bytes a coordinate), for each of
   the n k ordered pairs of neighbours.
 """

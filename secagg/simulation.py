@@ -51,13 +51,19 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
 
 
 class _ObservedClient(Client):
-    """A client whose unmasked vector the simulation keeps, to compare sums."""
+    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is taken."""
 
-    prepared: UInt32Vector
+    _prepared: UInt32Vector | None = None
 
     def prepare(self, update: Update) -> UInt32Vector:
-        self.prepared = super().prepare(update)
-        return self.prepared
+        self._prepared = prepared = super().prepare(update)
+        return prepared
+
+    def add_prepared(self, total: UInt32Vector) -> None:
+        """Adds the vector to a sum, and forgets it."""
+        if self._prepared is not None:
+            np.add(total, self._prepared, out=total)
+        self._prepared = None
 
 
 class Simulation:
@@ -89,13 +95,14 @@ class Simulation:
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
+        groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
             client: _ObservedClient(
                 config,
                 client,
                 identity=identities[client],
                 roster=self._roster,
-                history=MemoryHistory(),
+                history=MemoryHistory(groups=groups),
                 ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
@@ -152,7 +159,7 @@ class Simulation:
                             tap(client, server.phase, data)
                         accepted = not server.receive(client, data)
                         if accepted and server.phase is Phase.MASKED_INPUT:
-                            np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
+                            self._clients[client].add_prepared(plain_sum)
 
         try:
             for message in server.begin(model):

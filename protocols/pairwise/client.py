@@ -436,6 +436,7 @@ class PairwiseClient(Lifecycle):
         if self._secrets is not None:
             self._secrets.wipe()
         self._secrets = None
+        self._shown = self._cohort = self._survivors = _compact(())
         self._keys_in_advance = self._next_keys = None
         self._after_persist = None
 

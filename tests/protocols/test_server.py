@@ -97,7 +97,7 @@ def test_memory(suite: int, bytes_per_pair: int) -> None:
     config = round_config(n, threshold=41, corrupt_holders=20, length=length, suite=suite)
     identities = {ClientId(i): Identity.generate() for i in range(1, n + 1)}
     roster = Roster({client: identity.public for client, identity in identities.items()})
-    policy = ClientPolicy(min_survivors=41, corrupt_holders=20)
+    policy = ClientPolicy(min_survivors=41, corrupt_holders=20, suite=suite)
     clients = {
         client: PairwiseClient(config, client, identity=identity, roster=roster, policy=policy, history=History())
         for client, identity in identities.items()
