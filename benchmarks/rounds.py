@@ -19,12 +19,10 @@ import statistics
 import tracemalloc
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from tempfile import TemporaryFile
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -34,14 +32,12 @@ from protocols import (
     ClientId,
     ClientPolicy,
     ClientSession,
-    ContributionNeeded,
     Event,
     History,
     Identity,
     PairwiseClient,
     PairwiseServer,
     PeerRejected,
-    PersistBeforeSend,
     Phase,
     Roster,
     RoundConfig,
@@ -56,9 +52,10 @@ from protocols.one_shot.wire import Contribution, decode_contribution
 from protocols.partial import Map
 from protocols.primitives import ring_mask
 from protocols.primitives.keys import SUITES
-from protocols.primitives.packing import UInt32Vector, largest_entry, packed_bytes
+from protocols.primitives.packing import largest_entry, packed_bytes
 from protocols.wire import MaskedInput, decode_signed, message_limit
 
+from .crews import Computed, Crew, To, at_work, process_peak_bytes
 from .harness import Stopwatch, best_cpu_seconds
 
 Server = TypeVar("Server", bound=ServerSession)
@@ -133,15 +130,13 @@ class Inbox:
 class _Timed(Generic[Server]):
     """What rounds of all protocols share: every call of a party is timed, and what reaches the server is kept.
 
-    Vectors are made when they are needed. All parties are shown the same bytes, not copies.
-
     Args:
         config: the round.
-        clients: those that ever speak.
-        survivors: those that contribute.
-        members: of the committee, if there is one.
+        parties: those that ever speak.
+        survivors: clients that contribute.
         largest_entry: of a vector.
         new_server: makes a server.
+        processes: among how many the parties are divided.
 
     Attributes:
         inbox: by phase, every message that the server received.
@@ -151,19 +146,18 @@ class _Timed(Generic[Server]):
         self,
         config: RoundConfig | OneShotConfig,
         *,
-        clients: Mapping[ClientId, ClientSession],
+        parties: Mapping[ClientId, ClientSession | OneShotMember],
         survivors: frozenset[ClientId],
-        members: Mapping[ClientId, OneShotMember] = MappingProxyType({}),
         largest_entry: int,
         new_server: Callable[[], Server],
+        processes: int = 1,
     ) -> None:
-        self.clients, self.survivors, self.members = clients, survivors, members
-        self.parties: Mapping[ClientId, ClientSession | OneShotMember] = {**clients, **members}
+        self.survivors, self._bits, self._processes = survivors, config.modulus_bits, processes
+        silent = frozenset(parties) - survivors
+        self._crew = Crew(parties, silent=silent, length=config.length, largest_entry=largest_entry)
+        self._computed: list[Computed] = []
         self.server, self._new_server = new_server(), new_server
-        self._length, self._bits, self._largest = config.length, config.modulus_bits, largest_entry
         self.inbox: defaultdict[Phase, Inbox] = defaultdict(Inbox)
-        self._watches: defaultdict[ClientId, Stopwatch] = defaultdict(Stopwatch)
-        self._plain = np.zeros(config.length, dtype=np.uint32)
         self._result: AggregateReady | None = None
 
     def run(self) -> None:
@@ -172,22 +166,35 @@ class _Timed(Generic[Server]):
         Raises:
             ValueError: the sum is not the plain one, or an honest message was refused.
         """
-        for party, session in self.parties.items():
-            self._call(party, session.start)
-        while self._result is None:
-            for event in self.server.close_phase():
-                match event:
-                    case AggregateReady():
-                        self._result = event
-                    case SendMessage(to=to, data=data) if to is not None and to in self._listening():
-                        self._call(to, partial(self.parties[to].receive, data))
-        expected = self._plain & np.uint32(2**self._bits - 1)
+        with at_work(self._crew, processes=self._processes, leave=self._computed) as answers:
+            messages: list[To] = [(party, None) for party in self._crew.sessions]
+            while self._result is None:
+                for party, data in answers(messages):
+                    self._deliver(party, data)
+                messages = []
+                for event in self.server.close_phase():
+                    match event:
+                        case AggregateReady():
+                            self._result = event
+                        case SendMessage(to=to, data=data) if to is not None and self._listens(to):
+                            messages.append((to, data))
+        plain = sum((computed.plain for computed in self._computed), np.zeros_like(self._result.vector))
+        expected = plain & np.uint32(2**self._bits - 1)
         if not np.array_equal(self._result.vector, expected) or self.survivors != self._result.survivors:
             raise ValueError("the sum is not the plain one")
 
+    def seconds(self, parties: Iterable[ClientId], part: str) -> float:
+        """The median over some parties."""
+        watches = {party: cpu for computed in self._computed for party, cpu in computed.seconds.items()}
+        return statistics.median(watches[party][part] for party in parties)
+
     def client_seconds(self, part: str) -> float:
         """The median over the surviving clients."""
-        return statistics.median(self._watches[client].cpu[part] for client in self.survivors)
+        return self.seconds(self.survivors, part)
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process, and those of the clients, ever had in use."""
+        return process_peak_bytes() + sum(computed.peak_bytes for computed in self._computed)
 
     def upload_bytes(self) -> int:
         """All messages of the client with the highest id, which survives."""
@@ -226,33 +233,15 @@ class _Timed(Generic[Server]):
                 return watch
         raise ValueError("from the same messages a second server got another sum")
 
-    def _listening(self) -> Mapping[ClientId, object]:
-        """Who takes messages of the server in the phase that it opens."""
-        return self.parties
+    def _listens(self, party: ClientId) -> bool:
+        """Whether a party takes messages of the server in the phase that it opens."""
+        return party in self._crew.sessions
 
-    def _call(self, party: ClientId, call: Callable[[], list[Event]], part: str = "talk") -> None:
-        watch = self._watches[party]
-        with watch.measure("total"), watch.measure(part):
-            events = call()
-        for event in events:
-            match event:
-                case PersistBeforeSend():
-                    self._call(party, self.parties[party].persisted)
-                case ContributionNeeded() if party in self.survivors:
-                    self._call(party, partial(self.clients[party].contribute, self._vector(party)), "mask")
-                case SendMessage(data=data):
-                    self.inbox[self.server.phase].append(party, data)
-                    for answer in self.server.receive(party, data):
-                        if isinstance(answer, PeerRejected):
-                            raise ValueError(f"honest party {party} was rejected: {answer.reason}")
-
-    def _vector(self, client: ClientId) -> UInt32Vector:
-        """The client's vector: a cheap, deterministic pattern; masking takes the same time for any values."""
-        pattern = np.arange(self._length, dtype=np.uint64) * np.uint64(2654435761 * client)
-        pattern %= np.uint64(self._largest + 1)
-        vector = pattern.astype(np.uint32)
-        np.add(self._plain, vector, out=self._plain)
-        return vector
+    def _deliver(self, party: ClientId, data: bytes) -> None:
+        self.inbox[self.server.phase].append(party, data)
+        for answer in self.server.receive(party, data):
+            if isinstance(answer, PeerRejected):
+                raise ValueError(f"honest party {party} was rejected: {answer.reason}")
 
 
 class Round(_Timed[PairwiseServer]):
@@ -261,9 +250,16 @@ class Round(_Timed[PairwiseServer]):
     Args:
         config: the round; as many clients as may vanish do.
         map: where the server expands masks.
+        processes: among how many the clients are divided.
     """
 
-    def __init__(self, config: RoundConfig, *, map: Map = builtins.map) -> None:  # noqa: A002 - as in PairwiseServer
+    def __init__(
+        self,
+        config: RoundConfig,
+        *,
+        map: Map = builtins.map,  # noqa: A002 - as in PairwiseServer
+        processes: int = 1,
+    ) -> None:
         self.config = config
         ids = [ClientId(client) for client in range(1, config.cohort + 1)]
         self.dropped = frozenset(ids[: config.cohort - config.min_survivors])
@@ -275,10 +271,11 @@ class Round(_Timed[PairwiseServer]):
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
         super().__init__(
             config,
-            clients={one: PairwiseClient(config, one, identity=identities[one], **shared) for one in ids},
+            parties={one: PairwiseClient(config, one, identity=identities[one], **shared) for one in ids},
             survivors=frozenset(ids) - self.dropped,
             largest_entry=largest_entry(config.modulus_bits, config.cohort),
             new_server=lambda: PairwiseServer(config, roster=self.roster, map=map),
+            processes=processes,
         )
 
     def removed_masks(self) -> int:
@@ -347,18 +344,19 @@ class OneShotRound(_Timed[OneShotServer]):
             committee=committee_digest(self.roster, config.committee),
         )
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
+        clients = {one: OneShotClient(config, one, identity=identities[one], **shared) for one in survivors}
+        members = {one: OneShotMember(config, one, identity=identities[one], **shared) for one in config.committee}
         super().__init__(
             config,
-            clients={one: OneShotClient(config, one, identity=identities[one], **shared) for one in survivors},
+            parties={**clients, **members},
             survivors=frozenset(survivors),
-            members={one: OneShotMember(config, one, identity=identities[one], **shared) for one in config.committee},
             largest_entry=2**config.modulus_bits - 1,
             new_server=lambda: OneShotServer(config, roster=self.roster),
         )
 
     def member_seconds(self) -> float:
         """The median over the members, of everything that one computes."""
-        return statistics.median(self._watches[member].cpu["total"] for member in self.members)
+        return self.seconds(self.config.committee, "total")
 
     def verify_seconds(self) -> float:
         """CPU seconds that the server spends on decoding, hashing and checking the signatures of all contributions."""
@@ -378,5 +376,5 @@ class OneShotRound(_Timed[OneShotServer]):
 
         return best_cpu_seconds(verify, repeat=REPEAT)
 
-    def _listening(self) -> Mapping[ClientId, object]:
-        return self.clients if self.server.phase is Phase.MASKED_INPUT else self.members
+    def _listens(self, party: ClientId) -> bool:
+        return party in (self.survivors if self.server.phase is Phase.MASKED_INPUT else self.config.committee)

@@ -3,9 +3,9 @@
 - Every client of every round masks for real; the sum must be the plain one. Times and memory as in `rounds.py`.
 - `exponents` are slopes of least-squares lines through (log clients, log cost): a cost that grows like n^e has e.
 - Up to 100 clients the policy's graph is the complete one; beyond, a ring whose degree grows slowly with n.
-- Nobody is sampled: all clients live in one process, take their turns in each phase, and are shown the same bytes.
-  Messages to the server wait on disk. `process` is the whole script: clock time of the round, with every party, and the
-  most memory that the process ever had, earlier rounds included.
+- Nobody is sampled: all clients take part, divided among a few processes in which they take turns. They are shown the
+  same bytes, and messages to the server wait on disk. `process` is the whole script: clock time of the round, with
+  every party, and the most memory that its processes ever had, earlier rounds included.
 - `server.peak_per_pair` is the server's peak without its accumulator and packing (12 bytes a coordinate), for each of
   the n k ordered pairs of neighbours.
 """
@@ -13,8 +13,7 @@
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +36,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--colluders", type=float, default=COLLUDERS, help="percent of the clients, for the policy")
     parser.add_argument("--dropouts", type=float, default=10, help="percent of the clients, lost after ShareKeys")
     parser.add_argument("--bits", type=int, default=32, choices=LANE_BITS)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="for the server's mask expansion")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="among which clients are divided")
     add_suite_option(parser)
     add_output_options(parser)
     parser.set_defaults(command=_command)
@@ -61,6 +61,7 @@ def _command(options: argparse.Namespace) -> int:
         bits=options.bits,
         threads=options.threads,
         suite=options.suite,
+        processes=options.processes,
     )
     publish("scaling", facts, options)
     return 0
@@ -76,6 +77,7 @@ def measure(
     bits: int,
     threads: int,
     suite: int,
+    processes: int,
 ) -> dict[str, Any]:
     """Runs the benchmark; the facts that it prints."""
 
@@ -90,7 +92,7 @@ def measure(
         say(f"round: {n} clients, {chosen.degree} neighbours, {dropped} dropouts")
         with expansion(threads) as expand:
             began = time.perf_counter()
-            timed = Round(config, map=expand)
+            timed = Round(config, map=expand, processes=processes)
             timed.run()
             wall = time.perf_counter() - began
             server, peak_bytes = timed.server_seconds(), timed.server_peak_bytes()
@@ -107,7 +109,7 @@ def measure(
                 "peak_bytes": peak_bytes,
                 "peak_per_pair": (peak_bytes - 12 * dimension) / (n * config.degree),
             },
-            "process": {"wall_s": wall, "peak_bytes": process_peak_bytes()},
+            "process": {"wall_s": wall, "peak_bytes": timed.peak_bytes()},
         }
 
     rounds = [one(n) for n in clients]
@@ -121,18 +123,13 @@ def measure(
         "bits": bits,
         "threads": threads,
         "suite": suite,
+        "processes": processes,
         "colluders_percent": colluders,
         "dropouts_percent": dropouts,
         "exact": True,  # every round raises otherwise
         "rounds": rounds,
         "exponents": {name: exponent(clients, [cost(facts) for facts in rounds]) for name, cost in costs.items()},
     }
-
-
-def process_peak_bytes() -> int:
-    """The most memory that this process ever had in use."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
