@@ -133,6 +133,13 @@ FAULTS = (
             "return events",
             POLICY + "Floors",
         ),
+        ("everybody's keys are kept", "rules.narrow(self._me)", "pass", "protocols/test_client_memory.py"),
+        (
+            "the cohort may grow",
+            "or not _within(compact, self._shown):",
+            "or False:",
+            VIEWS + "Cohort",
+        ),
         ("own secrets outlive the masking", "secrets.keep_only_held()", "pass", ERASURE),
         (
             "all secrets outlive the answer",
@@ -255,6 +262,12 @@ FAULTS = (
     *_in(
         "policy.py",
         ("rounds may be joined twice", "if config.round_id in history.rounds:", "if False:", POLICY + "Floors"),
+        (
+            "a weaker suite is accepted",
+            'in ("min_survivors", "corrupt_holders", "suite"):',
+            'in ("min_survivors", "corrupt_holders"):',
+            "protocols/test_policy.py::TestRound",
+        ),
     ),
     *_in(
         "roster.py",
