@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 from collections import defaultdict
@@ -182,6 +183,7 @@ def at_work(crew: Crew, *, processes: int, leave: list[Computed]) -> Iterator[Ca
 
 def _work(crew: Crew, theirs: Connection) -> None:
     """The life of a process: messages in, answers out, at the end what was computed."""
+    os.setsid()  # an interrupt reaches whoever asked, who then ends this process
     try:
         while (messages := theirs.recv()) is not None:
             try:
