@@ -145,7 +145,11 @@ def at_work(crew: Crew, *, processes: int, leave: list[Computed]) -> Iterator[Ca
     for which in range(processes):
         part = crew.part(which, processes)
         ours, theirs = fork.Pipe()
-        worker = fork.Process(target=_work, args=(part, theirs))
+        not_its_own = [
+            ours,
+            *(other for other, _ in workers),
+        ]  # with them it would not notice that this process is gone
+        worker = fork.Process(target=_work, args=(part, theirs, not_its_own))
         worker.start()
         theirs.close()
         workers.append((ours, worker))
@@ -181,8 +185,10 @@ def at_work(crew: Crew, *, processes: int, leave: list[Computed]) -> Iterator[Ca
             process.join()
 
 
-def _work(crew: Crew, theirs: Connection) -> None:
+def _work(crew: Crew, theirs: Connection, not_its_own: Iterable[Connection]) -> None:
     """The life of a process: messages in, answers out, at the end what was computed."""
+    for connection in not_its_own:
+        connection.close()
     os.setsid()  # an interrupt reaches whoever asked, who then ends this process
     try:
         while (messages := theirs.recv()) is not None:
