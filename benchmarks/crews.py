@@ -145,11 +145,8 @@ def at_work(crew: Crew, *, processes: int, leave: list[Computed]) -> Iterator[Ca
     for which in range(processes):
         part = crew.part(which, processes)
         ours, theirs = fork.Pipe()
-        not_its_own = [
-            ours,
-            *(other for other, _ in workers),
-        ]  # with them it would not notice that this process is gone
-        worker = fork.Process(target=_work, args=(part, theirs, not_its_own))
+        inherited = [ours, *(other for other, _ in workers)]
+        worker = fork.Process(target=_work, args=(part, theirs, inherited))
         worker.start()
         theirs.close()
         workers.append((ours, worker))
@@ -185,10 +182,10 @@ def at_work(crew: Crew, *, processes: int, leave: list[Computed]) -> Iterator[Ca
             process.join()
 
 
-def _work(crew: Crew, theirs: Connection, not_its_own: Iterable[Connection]) -> None:
+def _work(crew: Crew, theirs: Connection, inherited: Iterable[Connection]) -> None:
     """The life of a process: messages in, answers out, at the end what was computed."""
-    for connection in not_its_own:
-        connection.close()
+    for connection in inherited:
+        connection.close()  # or nobody would notice that the process that asks is gone
     os.setsid()  # an interrupt reaches whoever asked, who then ends this process
     try:
         while (messages := theirs.recv()) is not None:

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. Times are CPU seconds of this process, apart for each party. Clients run one after the other; the median counts.
+1. Times are CPU seconds, apart for each party. Clients take turns (`crews`); the median counts.
 2. `mask` is the whole `contribute` call: pack, derive, expand, add, hash, sign. `unmask` is the whole last phase:
    reconstruct, agree, derive, expand, subtract, unpack. `total` is everything that a party computes.
 3. Dropouts fall silent after ShareKeys, where they cost the server most.
