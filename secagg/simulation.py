@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,20 +51,21 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
     return Simulation(config, clients=updates).round(updates, drop=drop)
 
 
-class _ObservedClient(Client):
-    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is taken."""
+class ObservedClient(Client):
+    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is added."""
 
-    _prepared: UInt32Vector | None = None
+    prepared: UInt32Vector | None = None
 
     def prepare(self, update: Update) -> UInt32Vector:
-        self._prepared = prepared = super().prepare(update)
+        """As its parent does, and remembers the result."""
+        self.prepared = prepared = super().prepare(update)
         return prepared
 
     def add_prepared(self, total: UInt32Vector) -> None:
         """Adds the vector to a sum, and forgets it."""
-        if self._prepared is not None:
-            np.add(total, self._prepared, out=total)
-        self._prepared = None
+        if self.prepared is not None:
+            np.add(total, self.prepared, out=total)
+        self.prepared = None
 
 
 class Simulation:
@@ -82,6 +84,8 @@ class Simulation:
         ValueError: the clients are not as many as the configuration says.
     """
 
+    client_type: ClassVar[type[ObservedClient]] = ObservedClient
+
     def __init__(
         self, config: AggregationConfig, *, clients: Iterable[int], ledger_directory: str | Path | None = None
     ) -> None:
@@ -97,7 +101,7 @@ class Simulation:
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
         groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
-            client: _ObservedClient(
+            client: self.client_type(
                 config,
                 client,
                 identity=identities[client],

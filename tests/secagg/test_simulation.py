@@ -61,7 +61,7 @@ def test_clients_have_one_copy_of_what_grows_with_their_number() -> None:
     groups = [group for one in clients.values() for sets in one._history.history.signed.values() for group in sets]
     assert len(groups) == 5
     assert all(group is groups[0] for group in groups)
-    assert [one for one in clients.values() if one._prepared is not None] == []
+    assert [one for one in clients.values() if one.prepared is not None] == []
 
 
 @dataclass(frozen=True)
