@@ -47,6 +47,10 @@ def render(results: Iterable[Facts]) -> str:
         "benchmarks/speed/1": ("Speed: one round", _speed),
         "benchmarks/speed-one-shot/1": ("Speed: one round of the experimental one-shot protocol", _speed_one_shot),
         "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
+        "benchmarks/sizes-one-shot/1": (
+            "Sizes: one client and one committee member, one round of the experimental one-shot protocol",
+            _sizes_one_shot,
+        ),
         "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
         "benchmarks/utility/1": ("Utility: what privacy of a record costs in accuracy", _utility),
     }
@@ -84,14 +88,17 @@ def _speed(results: Sequence[Facts]) -> list[str]:
 
 def _speed_one_shot(results: Sequence[Facts]) -> list[str]:
     head = (
-        "clients", "members", "threshold", "coordinates", "bits", "dropouts", "client", "member", "server: all",
-        "of it verifying", "server: unmask", "server peak, MB", "upload, MB",
+        "clients", "members", "threshold", "coordinates", "bits", "suite", "dropouts", "client", "member",
+        "server: all", "of it verifying", "server: unmask", "server peak, MB", "upload, MB",
     )  # fmt: skip
     rows = []
     for facts in results:
         server = facts["server"]
         rows.append((
-            *(_count(facts[name]) for name in ("clients", "members", "threshold", "dimension", "bits", "dropouts")),
+            *(
+                _count(facts[name])
+                for name in ("clients", "members", "threshold", "dimension", "bits", "suite", "dropouts")
+            ),
             f"{facts['client']['total_s']:.4f}", f"{facts['member']['total_s']:.4f}", f"{server['total_s']:.3f}",
             f"{server['verify_s']:.3f}", f"{server['unmask_s']:.4f}", f"{server['peak_bytes'] / 1e6:.2f}",
             f"{facts['upload_bytes'] / 1e6:.3f}",
@@ -108,6 +115,29 @@ def _sizes(results: Sequence[Facts]) -> list[str]:
     ]
     rows.append(("upload above b/32 of float32", *(f"{facts['overhead_percent']:.2f} %" for facts in results)))
     rows.append(("upload over float32", *(f"{facts['ratio_to_float32']:.3f}×" for facts in results)))
+    return _table(head, rows)
+
+
+def _sizes_one_shot(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "",
+        *(
+            f"n = {_count(facts['clients'])}, m = {facts['members']}, t = {facts['threshold']}, "
+            f"d = {_count(facts['dimension'])}, suite {facts['suite']}"
+            for facts in results
+        ),
+    )
+    rows = [
+        (f"{arrow} {message}", *(_count(facts[way][message]) for facts in results))
+        for way, arrow in (
+            ("upload", "client ↑"),
+            ("download", "client ↓"),
+            ("member_upload", "member ↑"),
+            ("member_download", "member ↓"),
+        )
+        for message in results[0][way]
+    ]
+    rows.append(("client's upload above float32", *(f"{facts['overhead_percent']:.2f} %" for facts in results)))
     return _table(head, rows)
 
 

@@ -33,8 +33,8 @@ RandomBytes = Callable[[int], bytes]
 class Secrets(keys.Unprintable):
     """All that must be erased when a party's round ends, in one place."""
 
-    def __init__(self, rand: RandomBytes, suite: keys.Suite) -> None:
-        self.key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), suite)
+    def __init__(self, key: keys.AgreementKey) -> None:
+        self.key = key
         self.channels: dict[ClientId, bytes] = {}  # a client's: member -> X25519 of its key and the member's
 
     def wipe(self) -> None:

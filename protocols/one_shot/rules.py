@@ -13,12 +13,12 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from ..errors import ClientId, InconsistentViewError, TooFewClientsError
-from ..primitives import key_shares, keys, ring_mask
+from ..errors import ClientId, InconsistentViewError, MalformedMessageError, TooFewClientsError
+from ..primitives import key_shares, keys, ring_mask, share_proof
 from ..roster import Roster
 from ..session import DIGEST_BYTES, MAX_COHORT, MAX_LENGTH, Phase, TransitionTable
 from ..wire import VERSION, check_increasing
-from .wire import MemberBundle, limits, sealed_bytes
+from .wire import Contribution, MemberBundle, limits, sealed_bytes
 
 PROTOCOL = "one_shot"
 CANARIES = 64  # coordinates behind the vector that every client leaves zero
@@ -230,6 +230,27 @@ class Rules:
     def associated(self, client: ClientId, member: ClientId, ephemeral_key: bytes, vector: bytes) -> bytes:
         """What a sealed share belongs to: round, client, member, the client's key, the digest of its masked vector."""
         return msgspec.msgpack.encode((self.context, client, member, ephemeral_key, vector))
+
+    def challenge(self, client: ClientId, ephemeral_key: bytes, vector: bytes, sealed: Sequence[bytes]) -> bytes:
+        """The challenge of a client's proof: of what the client says alone, so it is one for all members."""
+        said = msgspec.msgpack.encode((client, ephemeral_key, vector, sealed))
+        return sha256(b"secagg/v1/one_shot/challenge" + self.context + said).digest()
+
+    def check_contribution(self, contribution: Contribution) -> None:
+        """It has one share for each member that is there, and something that can be a proof.
+
+        Raises:
+            MalformedMessageError: it has not.
+        """
+        client, shares = ClientId(contribution.sender), len(contribution.sealed)
+        if shares != len(self.bundles):
+            raise MalformedMessageError(
+                f"client {client} sealed {shares} shares to {len(self.bundles)} members", client_id=client
+            )
+        try:
+            share_proof.check(contribution.proof, self.config.threshold)
+        except ValueError as error:
+            raise MalformedMessageError(f"the proof of client {client}: {error}", client_id=client) from None
 
     def check_floor(self, clients: Collection[ClientId], phase: Phase) -> None:
         """The sum is over enough clients."""

@@ -3,7 +3,8 @@
 Experimental: the parameters need the lattice estimator; the written argument is under review; so are patents.
 
 The rules are those of `protocols.wire`, with one exception. A contribution's sealed key shares and vector follow its
-signature, which covers them by their digests: so a committee member verifies a contribution without its vector.
+signature, which covers each of them by a digest: so a committee member verifies a contribution, and the share that it
+got with it, without the vector and without the others' shares.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from .. import wire
 from ..errors import ClientId, MalformedMessageError
-from ..primitives import key_shares
+from ..primitives import key_shares, share_proof
 from ..primitives.keys import CLASSICAL, HYBRID, SEAL_OVERHEAD_BYTES, SIGNATURE_BYTES, Suite
 from ..primitives.prg import SEED_BYTES
 from ..wire import (
@@ -36,7 +37,9 @@ from ..wire import (
 
 SEALED_BYTES = frozenset((key_shares.SHARE_BYTES, SEED_BYTES))  # what is sealed
 BYTES_PER_BUNDLE = 160  # no message spends more on one bundle than this and a public key
-BYTES_PER_CONTRIBUTION = 384  # nor more than this on what is the same in all contributions, shares aside
+BYTES_PER_CONTRIBUTION = 256  # nor more than this, digests, proof and share aside, on one contribution
+BYTES_PER_DIGEST = 34
+BYTES_PER_ACCUSATION = 48
 
 SealedShare = Annotated[
     bytes,
@@ -48,7 +51,7 @@ SealedShare = Annotated[
 EphemeralKey = Annotated[
     bytes, msgspec.Meta(min_length=CLASSICAL.public_key_bytes, max_length=CLASSICAL.public_key_bytes)
 ]
-KeyShare = Annotated[bytes, msgspec.Meta(min_length=key_shares.SHARE_BYTES, max_length=key_shares.SHARE_BYTES)]
+KeyShareSum = Annotated[bytes, msgspec.Meta(min_length=key_shares.SUM_BYTES, max_length=key_shares.SUM_BYTES)]
 
 
 class MemberBundle(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,11 +77,12 @@ class Committee(Message, frozen=True, kw_only=True, tag=17):
 
 
 class Contribution(Message, frozen=True, kw_only=True, tag=18):
-    """Client: the digests of my masked vector, and of the shares of its key that are sealed to the members."""
+    """Client: the digests of my masked vector and of each sealed share of its key; a proof that the shares fit."""
 
     ephemeral_key: EphemeralKey
     vector: Digest
-    sealed: Digest
+    sealed: tuple[Digest, ...]
+    proof: bytes
 
 
 class SealedContribution(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,10 +101,28 @@ class UnmaskRequest(Message, frozen=True, kw_only=True, tag=19):
 
 
 class PartialSum(Message, frozen=True, kw_only=True, tag=20):
-    """Member: the digest of round and survivors, and the sum of the shares that these sealed to me."""
+    """Member: the digest of round and survivors, and the sum of the shares that these sealed to me.
+
+    With it may come the member's bundle for a later round.
+    """
 
     view: Digest
-    share: KeyShare
+    share: KeyShareSum
+    next_bundle: Annotated[tuple[MemberBundle, ...], msgspec.Meta(max_length=1)] = ()
+
+
+class Accusation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """The client, and the digest of what it signed: with the share that it names, that is the evidence."""
+
+    client: Id
+    contribution: Digest
+
+
+class Complaint(Message, frozen=True, kw_only=True, tag=21):
+    """Member, instead of a partial sum: these contributions brought shares that do not open, or do not fit."""
+
+    view: Digest
+    accused: Annotated[tuple[Accusation, ...], msgspec.Meta(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +153,15 @@ def limits(*, cohort: int, committee: int, threshold: int, suite: Suite) -> dict
     """The largest size in bytes of each message's header and body: nobody reads more than its role needs."""
     bundle = BYTES_PER_BUNDLE + suite.public_key_bytes
     contribution = BYTES_PER_CONTRIBUTION
+    contribution += BYTES_PER_DIGEST * committee + share_proof.proof_bytes(threshold)
     share = sealed_bytes(key_shares.SHARE_BYTES, suite)
     return {
         MemberKeys: FIXED_BYTES + bundle,
         Committee: FIXED_BYTES + bundle * committee,
         Contribution: FIXED_BYTES + contribution,
         UnmaskRequest: FIXED_BYTES + bundle * committee + (contribution + share) * cohort,
-        PartialSum: FIXED_BYTES + key_shares.SHARE_BYTES,
+        PartialSum: FIXED_BYTES + key_shares.SUM_BYTES + bundle,
+        Complaint: FIXED_BYTES + BYTES_PER_ACCUSATION * cohort,
     }
 
 
@@ -155,9 +179,14 @@ def decode_signed(data: bytes | memoryview, kind: type[MessageT], *, suite: Suit
     return frame
 
 
-def sealed_digest(sealed: Sequence[bytes]) -> bytes:
-    """SHA-256 of sealed shares of known lengths, one after the other."""
-    return sha256(b"".join(sealed)).digest()
+def sealed_digests(sealed: Sequence[bytes]) -> tuple[bytes, ...]:
+    """SHA-256 of each sealed share."""
+    return tuple(sha256(one).digest() for one in sealed)
+
+
+def says(data: bytes, kind: type[Message]) -> bool:
+    """Whether a frame, if it is a good one, is of that kind."""
+    return data[wire.HEADER_BYTES + 1 : wire.HEADER_BYTES + 2] == bytes((kind.__struct_config__.tag,))  # type: ignore[arg-type]
 
 
 def decode_contribution(
@@ -184,7 +213,7 @@ def decode_contribution(
     ends = accumulate(sealed_bytes, initial=start)
     sealed = tuple(bytes(view[begin:end]) for begin, end in pairwise(ends))
     vector = view[len(data) - vector_bytes :]
-    if sealed_digest(sealed) != head.message.sealed or sha256(vector).digest() != head.message.vector:
+    if sealed_digests(sealed) != head.message.sealed or sha256(vector).digest() != head.message.vector:
         raise MalformedMessageError("the shares or the vector of a contribution are not those that were signed")
     return ContributionFrame(
         message=head.message, digest=head.digest, signature=head.signature, sealed=sealed, vector=vector
@@ -200,6 +229,8 @@ def _check_sizes(message: Message, suite: Suite) -> None:
             bundles = (message.bundle,)
         case Committee():
             bundles = message.bundles
+        case PartialSum():
+            bundles = message.next_bundle
         case UnmaskRequest():
             bundles, shares = message.bundles, tuple(one.share for one in message.contributions)
     for bundle in bundles:

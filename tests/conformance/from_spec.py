@@ -43,7 +43,7 @@ MESSAGES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "SurvivorSignatures": (8, (["id"], [64])),
     "Unmask": (9, ("bytes", [BUNDLE])),
 }
-RANGES = {"id": (1, 2**31 - 1), "sender": (0, 2**31 - 1), "serial": (1, 2**62 - 1), "tag": (0, 9)}
+RANGES = {"id": (1, 2**31 - 1), "sender": (0, 2**31 - 1), "serial": (1, 2**62 - 1), "tag": (0, 21)}
 
 
 # Section 2: one encoding.

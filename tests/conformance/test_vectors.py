@@ -88,8 +88,10 @@ class TestFiles:
 
     def test_are_what_the_generator_writes(self, tmp_path: Path) -> None:
         generate.main(tmp_path)
-        written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-        assert {path.name: path.read_text() for path in generate.DIRECTORY.iterdir()} == written
+        for protocol in ("pairwise", "one_shot"):
+            written = {path.name: path.read_text() for path in (tmp_path / protocol).iterdir()}
+            kept = generate.DIRECTORY.parent / protocol
+            assert {path.name: path.read_text() for path in kept.iterdir()} == written
 
     def test_rounds_cover_what_they_should(self) -> None:
         """Both graphs, both suites, all word widths, every message, all places but one where a client can vanish."""

@@ -215,14 +215,16 @@ def _one_shot(rng: random.Random) -> Iterator[Target]:
     ):
         game, frame = _waiting_one_shot(rng, phase, party, server=side == server)
         rules, body_end = game.server._rules, len(frame)
-        limit = rules.limit if side == server and phase is not Phase.UNMASK else rules.request_limit
-        check: Callable[[bytes], object] = partial(decode, kind=kind, suite=CLASSICAL, limit=limit)
+        limit = rules.limits[kind]
+        check: Callable[[bytes], object] = partial(one_shot.decode, kind=kind, suite=CLASSICAL, limit=limit)
         if kind is one_shot.Contribution:
             sealed, vector = rules.sealed_bytes, 4 * (LENGTH + one_shot_rules.CANARIES)
-            check = partial(one_shot.decode_contribution, limit=limit, sealed_bytes=sealed, vector_bytes=vector)
+            check = partial(
+                one_shot.decode_contribution, suite=CLASSICAL, limit=limit, sealed_bytes=sealed, vector_bytes=vector
+            )
             body_end -= signed + sum(sealed) + vector
         elif kind is one_shot.PartialSum:
-            check = partial(decode_signed, kind=kind, suite=CLASSICAL, limit=limit)
+            check = partial(one_shot.decode_signed, kind=kind, suite=CLASSICAL, limit=limit)
             body_end -= signed
         session = {"client": game.clients.get(party), "member": game.members.get(party), server: game.server}[side]
         assert session is not None
@@ -270,7 +272,7 @@ def _renewed_one_shot(
         return identity.sign(signed_text(one_shot_rules.signature_kind(what), digest)) if identity else None
 
     def signed_bundle(bundle: one_shot.MemberBundle) -> one_shot.MemberBundle:
-        digest = one_shot_rules.member_bundle_digest(bundle, game.roster)
+        digest = one_shot_rules.member_bundle_digest(bundle, game.roster, CLASSICAL)
         signature = sign(bundle.member, one_shot.MemberBundle, digest) or bundle.signature
         return msgspec.structs.replace(bundle, signature=signature)
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,9 +28,16 @@ from protocols import (
     Roster,
     SendMessage,
 )
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
+from protocols.one_shot import (
+    OneShotClient,
+    OneShotConfig,
+    OneShotMember,
+    OneShotServer,
+    OneTimeKey,
+    committee_digest,
+)
 from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
-from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
+from protocols.one_shot.wire import Contribution, ContributionFrame, MemberBundle, decode_contribution, sealed_digests
 from protocols.primitives.keys import CLASSICAL, Suite
 from protocols.roster import signed_text
 from protocols.wire import Message, encode
@@ -104,6 +111,9 @@ class Game:
     configs: Mapping[ClientId, OneShotConfig] = field(default_factory=dict)
     policies: Mapping[ClientId, ClientPolicy] = field(default_factory=dict)
     serials: Mapping[ClientId, int] = field(default_factory=dict)
+    bundles: Mapping[ClientId, MemberBundle] = field(default_factory=dict)
+    keys_in_advance: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
+    next_keys: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parties = sorted({*self.vectors, *self.config.committee})
@@ -112,9 +122,10 @@ class Game:
         self.clients = {client: self.session(OneShotClient, client) for client in self.vectors}
         self.members = {member: self.session(OneShotMember, member) for member in self.config.committee}
         self.sessions: list[OneShotClient | OneShotMember] = [*self.clients.values(), *self.members.values()]
-        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials)
+        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials, bundles=self.bundles)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []
+        self.refused: dict[ClientId, list[PeerRejected]] = {member: [] for member in self.members}  # by members
         self.records: dict[ClientId, list[Record]] = {party: [] for party in parties}
         self.sent: list[tuple[ClientId, bytes]] = []  # what clients and members gave to the network
         self.result: AggregateReady | None = None
@@ -127,6 +138,9 @@ class Game:
             suite=config.suite,
             committee=committee_digest(self.roster, self.config.committee),
         )
+        ahead: dict[str, Any] = {}
+        if role is OneShotMember:
+            ahead = {"key_in_advance": self.keys_in_advance.get(party), "next_key": self.next_keys.get(party)}
         return role(
             config,
             party,
@@ -134,6 +148,7 @@ class Game:
             roster=self.roster,
             policy=self.policies.get(party, policy),
             history=self.histories.get(party, History()),
+            **ahead,
         )
 
     def call(self, session: OneShotClient | OneShotMember, action: Callable[[], list[Event]]) -> None:
@@ -152,6 +167,8 @@ class Game:
                     self.call(session, session.persisted)
                 case ContributionNeeded():
                     self.call(session, lambda: self.clients[party].contribute(self.vectors[party]))
+                case PeerRejected():
+                    self.refused[party].append(event)
                 case SendMessage(data=data):
                     self.sent.append((party, data))
                     for arrived in self.network(party, None, data):
@@ -224,7 +241,7 @@ class Game:
         self, client: ClientId, frame: ContributionFrame, *, sealed: tuple[bytes, ...], vector: bytes, **changes: object
     ) -> bytes:
         """What a client could have sent: like `frame`, with these shares and this vector, signed by that client."""
-        digests = {"sealed": sealed_digest(sealed), "vector": sha256(vector).digest(), "sender": client}
+        digests = {"sealed": sealed_digests(sealed), "vector": sha256(vector).digest(), "sender": client}
         message: Contribution = msgspec.structs.replace(frame.message, **{**digests, **changes})
         return b"".join((signed(self.identities[client], message, self.server._rules.suite), *sealed, vector))
 

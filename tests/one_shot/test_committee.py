@@ -9,7 +9,7 @@ import pytest
 
 from protocols import ClientId, ClientPolicy, History, Identity, MalformedMessageError, Phase, PolicyRefusal, Roster
 from protocols.one_shot import OneShotClient, OneShotMember, OneShotServer, committee_digest
-from protocols.one_shot.wire import Committee, Contribution, MemberKeys, PartialSum, UnmaskRequest
+from protocols.one_shot.wire import Committee, Complaint, Contribution, MemberKeys, PartialSum, UnmaskRequest
 
 from .game import Game, members, random_vectors, round_config, silencing
 from .hostile import ONE, members_of
@@ -112,7 +112,7 @@ class TestLimits:
         game = Game(round_config(4, suite=suite), random_vectors(4))
         limits = game.server._rules.limits
         assert sorted(kind.__name__ for kind in limits) == sorted(
-            kind.__name__ for kind in (MemberKeys, Committee, Contribution, UnmaskRequest, PartialSum)
+            kind.__name__ for kind in (MemberKeys, Committee, Contribution, UnmaskRequest, PartialSum, Complaint)
         )
         client, member = game.clients[ONE], game.members[ClientId(101)]
         for session, kind in ((client, Committee), (member, UnmaskRequest)):

@@ -120,7 +120,7 @@ class TestWire:
         game.advance(Phase.MASKED_INPUT)
         data = game.sent_by(ClientId(1))[0]
         frame = game.parse(data)
-        assert [len(one) for one in frame.sealed] == [48, 48, 48, 4112, 4112]
+        assert [len(one) for one in frame.sealed] == [48, 48, 48, 4128, 4128]
         assert len(frame.vector) == 4 * (5 + 64)
         for changed in (data + b"\x00", data[:-1], b"\x00" + data, data[1:]):
             with pytest.raises(MalformedMessageError):

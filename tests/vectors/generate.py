@@ -1,4 +1,4 @@
-"""Writes `pairwise/*.json`: whole rounds as scripts, and single things that must be refused.
+"""Writes `pairwise/*.json` and `one_shot/*.json`: whole rounds as scripts, and single things that must be refused.
 
 `python -m tests.vectors.generate [directory]`. The output depends on nothing but the code: all randomness is SHAKE-256
 of a name, and Ed25519 is deterministic. README.md, next to this file, describes the format.
@@ -22,6 +22,7 @@ from protocols.primitives import keys
 from protocols.roster import bundle_root
 from protocols.wire import AdvertiseKeys, ShareKeys, decode, decode_signed
 
+from . import one_shot_rounds
 from .live import Case, Played, Script, Tape, config_of, play, roster_of
 from .refused import (
     Forger,
@@ -301,11 +302,13 @@ def text_of(content: Script) -> str:
     return "{\n " + ",\n ".join(f"{json.dumps(key)}: {rows(value)}" for key, value in content.items()) + "\n}\n"
 
 
-def main(directory: Path = DIRECTORY) -> None:
+def main(directory: Path = DIRECTORY.parent) -> None:
     """Writes every file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files().items():
-        (directory / f"{name}.json").write_text(text_of(content))
+    written = {DIRECTORY.name: files(), one_shot_rounds.DIRECTORY.name: one_shot_rounds.files(stream)}
+    for protocol, contents in written.items():
+        (directory / protocol).mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (directory / protocol / f"{name}.json").write_text(text_of(content))
 
 
 if __name__ == "__main__":
