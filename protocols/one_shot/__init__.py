@@ -1,8 +1,8 @@
 """One message per client: ring-LWE masks whose keys are shared to a small committee.
 
 Experimental, for three reasons. The lattice parameters (N = 2048, q = 2^32, standard deviation 4.47) still need the
-lattice estimator, for masks whose summed keys and errors are known. The written argument for the protocol is under
-review. So are patents: US 20250358106 and possible filings on OPA.
+lattice estimator, for masks whose summed keys and errors are known. The written argument (`protocols/SPEC.md`, section
+17) is under review. So are patents: US 20250358106 and possible filings on OPA.
 
 The shape is that of OPA (Karthikeyan and Polychroniadou, CRYPTO 2025), with Shamir's sharing in place of homomorphic
 encryption. Messages are in `wire.py`, configuration and transitions in `rules.py`.

@@ -437,17 +437,23 @@ CATALOGUE = (
         number=26,
         attack="A one-shot contributor breaks the arithmetic: huge errors or keys, another scale, shares on no "
         "polynomial, values behind its vector",
-        defence="The server checks key sum, errors and canaries before it releases anything, and ends in a typed "
-        "error. Members have answered once, for one set, whatever the contribution was",
+        defence="A contribution proves that its shares are on a polynomial; a member complains about shares that do "
+        "not open or are off it, and sender and receiver are named. The server checks key sum, errors and canaries "
+        "before it releases anything. Members have spoken once, for one set, whatever the contribution was",
         tests=(
             f"{OS_ARITHMETIC}::test_a_key_that_is_too_large_voids_the_round",
             f"{OS_ARITHMETIC}::test_another_scale_is_another_vector_or_no_sum",
             f"{OS_PARTIES}::TestServer::test_errors_that_are_too_large_void_the_round",
-            f"{OS_PARTIES}::TestServer::test_shares_that_fit_no_polynomial",
             f"{OS_PARTIES}::TestServer::test_canaries_see_a_client_that_writes_behind_its_vector",
-            f"{OS_PARTIES}::TestServer::test_a_client_whose_shares_do_not_open_voids_the_round_and_is_named",
+            "one_shot/test_blame.py::TestNamed::test_a_share_off_the_polynomial_is_noticed",
+            "one_shot/test_blame.py::TestNamed::test_more_than_are_spare_end_the_round_and_name_every_pair",
+            "one_shot/test_blame.py::TestEvidence::test_the_server_cannot_make_a_member_accuse_an_honest_client",
+            "one_shot/test_blame.py::TestEvidence::test_a_false_complaint_costs_its_member_s_answer_and_opens_nothing",
+            "one_shot/test_split_views.py::TestProofs::test_dealers_proofs_add_nothing",
+            "protocols/test_share_proof.py::test_one_element_off_is_noticed_by_somebody",
         ),
-        remains="One liar can void a round, and is not always named. A lie that fits the arithmetic is another input",
+        remains="One liar can void a round. It is not named if its shares are good, but of another key than its mask "
+        "has. A lie that fits the arithmetic is another input",
     ),
     Attack(
         number=27,

@@ -45,6 +45,7 @@ from protocols.wire import Message, encode
 Vector = NDArray[np.uint32]
 # Takes (sender or None for the server, receiver or None for the server, data) and gives what arrives instead.
 Network = Callable[[ClientId | None, ClientId | None, bytes], list[bytes]]
+Delivery = tuple[ClientId | None, ClientId | None, bytes]
 PartyT = TypeVar("PartyT", OneShotClient, OneShotMember)
 FIRST_MEMBER = 101
 NO_LIMIT = 10**9
@@ -110,6 +111,8 @@ class Game:
     histories: dict[ClientId, History] = field(default_factory=dict)
     configs: Mapping[ClientId, OneShotConfig] = field(default_factory=dict)
     policies: Mapping[ClientId, ClientPolicy] = field(default_factory=dict)
+    late: Callable[[], list[Delivery]] = list  # what arrives just before the server closes its phase
+    rand: Mapping[ClientId, Callable[[int], bytes]] = field(default_factory=dict)
     serials: Mapping[ClientId, int] = field(default_factory=dict)
     bundles: Mapping[ClientId, MemberBundle] = field(default_factory=dict)
     keys_in_advance: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
@@ -148,6 +151,7 @@ class Game:
             roster=self.roster,
             policy=self.policies.get(party, policy),
             history=self.histories.get(party, History()),
+            rand=self.rand.get(party, os.urandom),
             **ahead,
         )
 
@@ -186,7 +190,12 @@ class Game:
             self.call(session, session.start)
 
     def step(self) -> None:
-        """Closes the server's phase and delivers what it sends."""
+        """Delivers what is late, closes the server's phase and delivers what it sends."""
+        for sender, receiver, data in self.late():
+            if sender is not None:
+                self.to_server(sender, data)
+            elif receiver is not None:
+                self.to_party(self.clients.get(receiver) or self.members[receiver], data)
         for event in self.server.close_phase():
             match event:
                 case SendMessage(to=to, data=data) if to is not None:
