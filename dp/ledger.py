@@ -182,8 +182,6 @@ class PrivacyLedger:
             LedgerError: `event` costs more than was reserved; the reservation is unknown, or finished in another way.
         """
         amount = reservation.amount if event == reservation.event else self._amount(event)
-        if amount > reservation.amount:
-            raise LedgerError(f"{reservation} is too small to commit {amount}: the release was not the reserved one")
         self._finish("commit", reservation, event, amount)
 
     def charge(self, reservation: Reservation) -> None:

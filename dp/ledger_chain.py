@@ -127,8 +127,10 @@ class Chain:
         """The row of a request's last transition, "commit" or "release"; None if it stands already.
 
         Raises:
-            LedgerError: the reservation is unknown, or finished in another way.
+            LedgerError: `amount` is more than was reserved; the reservation is unknown, or finished in another way.
         """
+        if amount > reservation.amount:
+            raise LedgerError(f"{reservation} is too small to commit {amount}: the release was not the reserved one")
         known = self.requests.get(reservation.request_id)
         if known is None or known.reservation != reservation:
             raise LedgerError(f"the ledger holds no {reservation}")

@@ -20,7 +20,8 @@ from dp import BudgetExceededError, PrivacyError
 from protocols import PolicyRefusal, ProtocolError
 
 from ._siblings import VERSION
-from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
+from .config import MAX_SILOS, AggregationConfig
+from .privacy import UNITS, privacy_unit
 
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
@@ -77,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
 
+    from .audit_command import add_audit_command
     from .ledger_command import add_ledger_command
 
     add_ledger_command(commands)
+    add_audit_command(commands)
     return parser
 
 
@@ -179,7 +182,7 @@ def config_facts(config: AggregationConfig) -> dict[str, Any]:
         "dimension": config.layout.length,
         "unit": privacy.unit,
         "adjacency": privacy.adjacency,
-        "clip_norm": privacy.clip_norm,
+        "clip_norm": config.clip_norm,
         "epsilon": privacy.epsilon,
         "delta": getattr(privacy, "delta", None),
         "rounds": getattr(privacy, "rounds", None),
@@ -205,6 +208,8 @@ def finite(value: Any) -> Any:
 
 def readable(value: object) -> str:
     """A number for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -56,7 +56,7 @@ LEDGER_FAULTS = tuple(
         ("an emptied ledger is fresh", "dp/ledger_chain.py", "if len(self.heads) == 1:", "if False:", (RULES,)),
         (
             "more than was reserved is committed",
-            "dp/ledger.py",
+            "dp/ledger_chain.py",
             "if amount > reservation.amount:",
             "if False:",
             (RULES,),
@@ -144,8 +144,8 @@ LEDGER_FAULTS = tuple(
         (
             "passwords are repeated",
             "dp/ledger_postgres.py",
-            'postgresql://user@host:port/database") from None',
-            '{address}") from None',
+            '"the address is no PostgreSQL URI: postgresql://user@host:port/database"',
+            'f"the address is no PostgreSQL URI: {address}"',
             (POSTGRES,),
         ),
         (

@@ -264,6 +264,17 @@ def test_every_transition_may_be_repeated_and_none_reversed() -> None:
         assert ledger.head == head
 
 
+def test_no_more_is_committed_than_was_reserved() -> None:
+    with PrivacyLedger.create(":memory:", budget=BUDGET) as ledger:
+        reservation = ledger.reserve(FEWER_LOST, request_id="r")
+        head = ledger.head
+        for event in (ROUND, HUGE):
+            with pytest.raises(LedgerError, match="too small to commit"):
+                ledger.commit(reservation, event)
+        assert ledger.head == head
+        ledger.charge(reservation)
+
+
 def test_two_connections_agree_with_a_model(tmp_path: Path) -> None:
     names = itertools.count()
 
