@@ -156,23 +156,24 @@ def _shape(facts: Facts) -> str:
 
 def _scaling(results: Sequence[Facts]) -> list[str]:
     head = (
-        "coordinates", "bits", "clients", "degree", "threshold", "dropouts", "client: all", "client: mask",
-        "server: all", "server: unmask", "server peak, MB",
+        "coordinates", "bits", "suite", "clients", "degree", "threshold", "dropouts", "client: all", "client: mask",
+        "server: all", "server: unmask", "server peak, MB", "peak / pair, B", "round: wall", "all parties, MB",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for facts in results:
-        shape = (_count(facts["dimension"]), str(facts["bits"]))
+        shape = (_count(facts["dimension"]), str(facts["bits"]), str(facts["suite"]))
         for one in facts["rounds"]:
             client, server = one["client"], one["server"]
             rows.append((
                 *shape, *(_count(one[name]) for name in ("clients", "degree", "threshold", "dropouts")),
                 f"{client['total_s']:.4f}", f"{client['mask_s']:.4f}", f"{server['total_s']:.3f}",
-                f"{server['unmask_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}",
+                f"{server['unmask_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}", f"{server['peak_per_pair']:.0f}",
+                f"{one['process']['wall_s']:.0f}", f"{one['process']['peak_bytes'] / 1e6:.0f}",
             ))  # fmt: skip
         slopes = facts["exponents"]
         rows.append((
             *shape, "growth", "", "", "", f"n^{slopes['client']:.2f}", "", f"n^{slopes['server']:.2f}", "",
-            f"n^{slopes['server_peak']:.2f}",
+            f"n^{slopes['server_peak']:.2f}", "", "", "",
         ))  # fmt: skip
     return _table(head, rows)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -257,7 +257,7 @@ def check_increasing(clients: tuple[int, ...]) -> None:
     Raises:
         MalformedMessageError: an id repeats or is out of order.
     """
-    if any(left >= right for left, right in pairwise(clients)):
+    if any(map(int.__ge__, clients, islice(clients, 1, None))):
         raise MalformedMessageError("client ids must increase strictly")
 
 
@@ -278,10 +278,11 @@ def _check_sizes(message: Message, suite: Suite, removable: int) -> None:
             bundles = message.next_bundle
         case ShareKeys() | SealedShares():
             sealed = message.sealed
-    if any(len(key) != suite.public_key_bytes for bundle in bundles for key in (bundle.channel_key, bundle.mask_key)):
+    sizes = {len(bundle.channel_key) for bundle in bundles} | {len(bundle.mask_key) for bundle in bundles}
+    if sizes - {suite.public_key_bytes}:
         raise MalformedMessageError(f"a public key of suite {suite.number} has {suite.public_key_bytes} bytes")
     size = sealed_bytes(suite, removable)
-    if any(len(one) != size for one in sealed):
+    if set(map(len, sealed)) - {size}:
         raise MalformedMessageError(f"a sealed message of suite {suite.number} has {size} bytes")
     digests = 2 if removable else 1
     if isinstance(message, ShareKeys) and len(message.seed_commitment) != digests * COMMITMENT_BYTES:

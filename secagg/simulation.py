@@ -52,17 +52,23 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
 
 
 class ObservedClient(Client):
-    """A client whose unmasked vector the simulation keeps, to compare sums."""
+    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is added."""
 
-    prepared: UInt32Vector
+    prepared: UInt32Vector | None = None
     seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
         """As its parent does, and remembers the result."""
         if self.config.removable:
             self.seeds = self._live().removable_seeds
-        self.prepared = super().prepare(update)
-        return self.prepared
+        self.prepared = prepared = super().prepare(update)
+        return prepared
+
+    def add_prepared(self, total: UInt32Vector) -> None:
+        """Adds the vector to a sum, and forgets it."""
+        if self.prepared is not None:
+            np.add(total, self.prepared, out=total)
+        self.prepared = None
 
 
 class Simulation:
@@ -96,13 +102,14 @@ class Simulation:
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
+        groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
             client: self.client_type(
                 config,
                 client,
                 identity=identities[client],
                 roster=self._roster,
-                history=MemoryHistory(),
+                history=MemoryHistory(groups=groups),
                 ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
@@ -159,7 +166,7 @@ class Simulation:
                             tap(client, server.phase, data)
                         accepted = not server.receive(client, data)
                         if accepted and server.phase is Phase.MASKED_INPUT:
-                            np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
+                            self._clients[client].add_prepared(plain_sum)
 
         def begin(client: Client, invitation: bytes) -> list[Event]:
             return client.begin(invitation, model=model, clip_norm=server.config.clip_norm)

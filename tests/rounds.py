@@ -119,7 +119,11 @@ class Round:
         ids = sorted(self.vectors)
         self.identities = self.identities or {client: Identity.generate() for client in ids}
         self.roster = Roster({client: identity.public for client, identity in self.identities.items()})
-        policy = ClientPolicy(min_survivors=self.config.min_survivors, corrupt_holders=self.config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=self.config.min_survivors,
+            corrupt_holders=self.config.corrupt_holders,
+            suite=self.config.suite,
+        )
         self.clients = {
             client: self.implementation.client(
                 self.configs.get(client, self.config),

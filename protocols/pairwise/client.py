@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import (
     ClientId,
@@ -51,10 +52,11 @@ from ..wire import (
 )
 from . import removable
 from .one_time_keys import OneTimeKeys
-from .rules import Rules, key_parts
+from .rules import Rules
 from .sealed import Sealed, open_half, open_shares, seal
 
 RandomBytes = Callable[[int], bytes]
+ClientIds = NDArray[np.int32]
 
 
 class _Secrets(keys.Unprintable):
@@ -131,8 +133,11 @@ class PairwiseClient(Lifecycle):
         self._secrets: _Secrets | None = None
         self._after_persist: Callable[[], list[Event]] | None = None
         self._own_bundle: KeyBundle | None = None
-        self._cohort: tuple[ClientId, ...] = ()
-        self._survivors: tuple[ClientId, ...] = ()
+        # Lists of clients are as long as the cohort: four bytes a client, each kept until the next one replaces it.
+        self._shown: ClientIds = _compact(())  # clients of the bundle list
+        self._cohort: ClientIds = _compact(())
+        self._survivors: ClientIds = _compact(())
+        self._view = b""
 
     def start(self) -> list[Event]:
         """Advertises fresh keys, unless the server has a bundle of this client."""
@@ -222,7 +227,7 @@ class PairwiseClient(Lifecycle):
             # An array of its own, not a view into the frame: words that cross cache lines take a seventh longer.
             words = packing.pack(vector, config.modulus_bits)
             prg.apply_masks(words, add=add, subtract=subtract)
-            cohort = self._rules.cohort_digest(self._cohort)
+            cohort = self._rules.cohort_digest(self._cohort.tolist())
             message = MaskedInput(context=self._rules.context, sender=self._me, cohort=cohort)
             head = encode(message, suite=self._rules.suite)
             digest = sha256(head)
@@ -256,8 +261,8 @@ class PairwiseClient(Lifecycle):
         own = next((bundle for bundle in message.bundles if bundle.client == self._me), None)
         if own != self._own_bundle:
             raise InconsistentViewError("the server does not show this client's own keys as it advertised them")
-        public_keys = [part for bundle in message.bundles for part in key_parts(bundle)]
-        if len(set(public_keys)) != len(public_keys):
+        public_keys = [key for bundle in message.bundles for key in (bundle.channel_key, bundle.mask_key)]
+        if not keys.all_distinct(public_keys):
             raise InconsistentViewError("two public keys of the round are equal")
         rules.bind(message.bundles)
         peers = self._peers(clients)
@@ -280,6 +285,8 @@ class PairwiseClient(Lifecycle):
             if problem:
                 raise MalformedMessageError(f"a public key of client {peer}: {problem}", client_id=peer)
         answer = self._sealed_shares(secrets)
+        self._shown = _compact(clients)
+        rules.narrow(self._me)
         return self._persist(BundlesSeen(serials=serials), lambda: [answer])
 
     def _sealed_shares(self, secrets: _Secrets) -> SendMessage:
@@ -310,13 +317,14 @@ class PairwiseClient(Lifecycle):
         return self._frame(ShareKeys(context=rules.context, sender=self._me, seed_commitment=commitment, sealed=sealed))
 
     def _open_shares(self, message: SealedShares) -> list[Event]:
-        rules = self._rules
+        rules, secrets = self._rules, self._live()
         check_increasing(message.cohort)
-        cohort = tuple(ClientId(client) for client in message.cohort)
-        if self._me not in cohort or not rules.bundles.keys() >= set(cohort):
+        cohort = frozenset(map(ClientId, message.cohort))
+        compact = _compact(message.cohort)
+        if self._me not in cohort or not _within(compact, self._shown):
             raise InconsistentViewError("the cohort must hold this client and only clients that advertised keys")
         rules.check_floor("shared keys", cohort, self._phase)
-        rules.check_holders(rules.graph.holders(self._me), set(cohort), self._phase)
+        rules.check_holders(rules.graph.holders(self._me), cohort, self._phase)
         peers = self._peers(cohort)
         if len(message.sealed) != len(peers):
             raise InconsistentViewError(
@@ -324,8 +332,9 @@ class PairwiseClient(Lifecycle):
             )
         for peer, sealed in zip(peers, message.sealed, strict=True):
             self._unseal(peer, Sealed.of(sealed, rules.suite, rules.config.removable))
-        self._cohort = cohort
-        return [ContributionNeeded(cohort=frozenset(cohort))]
+        secrets.channels, secrets.pairs = {}, {}
+        self._shown, self._cohort = _compact(()), compact
+        return [ContributionNeeded(cohort=cohort)]
 
     def _unseal(self, peer: ClientId, sealed: Sealed) -> None:
         """Takes what a peer sealed to this client: a share of each of its secrets, its half of the pair secret."""
@@ -353,14 +362,16 @@ class PairwiseClient(Lifecycle):
     def _check_survivors(self, message: SurvivorList) -> list[Event]:
         rules = self._rules
         check_increasing(message.survivors)
-        survivors = tuple(ClientId(client) for client in message.survivors)
-        if self._me not in survivors or not set(self._cohort) >= set(survivors):
+        survivors = frozenset(map(ClientId, message.survivors))
+        compact = _compact(message.survivors)
+        if self._me not in survivors or not _within(compact, self._cohort):
             raise InconsistentViewError("the survivors must hold this client and only clients of the cohort")
         rules.check_floor("survived", survivors, self._phase)
-        rules.check_holders(rules.graph.holders(self._me), set(survivors), self._phase)
-        record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
+        rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)
+        record = SurvivorsSigned(model=rules.config.model, survivors=survivors)
         self._policy.check_survivors(record.model, record.survivors, self._history)
-        self._survivors = survivors
+        self._view = rules.view(self._cohort.tolist(), survivors)
+        self._cohort, self._survivors = _compact(()), compact
         answer = self._frame(self._consistency_check(self._me))
         return self._persist(record, lambda: [answer])
 
@@ -370,7 +381,8 @@ class PairwiseClient(Lifecycle):
         signers = tuple(ClientId(client) for client in message.signers)
         if len(message.signatures) != len(signers):
             raise MalformedMessageError(f"{len(message.signatures)} signatures of {len(signers)} signers")
-        if not set(self._survivors) >= set(signers):
+        alive = frozenset(map(ClientId, self._survivors.tolist()))
+        if not alive >= set(signers):
             raise InconsistentViewError("a client that did not survive signed the survivor set")
         rules.check_holders(rules.graph.holders(self._me), set(signers), self._phase)
         for signer, signature in zip(signers, message.signatures, strict=True):
@@ -381,16 +393,15 @@ class PairwiseClient(Lifecycle):
                 raise InconsistentViewError(
                     f"client {signer} did not sign this view of cohort and survivors", client_id=signer
                 ) from error
-        alive = set(self._survivors)
         shares = self._answered_shares(secrets.held, alive)
         later = self._next_keys.bundle if self._next_keys else None
         attached = (later,) if later else ()
         answer = self._frame(Unmask(context=rules.context, sender=self._me, shares=shares, next_bundle=attached))
-        events: list[Event] = [answer, SurvivorsAgreed(survivors=frozenset(self._survivors))]
+        events: list[Event] = [answer, SurvivorsAgreed(survivors=alive)]
         self._erase()
         return self._persist(self._burned(later), lambda: events) if later else events
 
-    def _answered_shares(self, held: dict[ClientId, bytes], alive: set[ClientId]) -> bytes:
+    def _answered_shares(self, held: dict[ClientId, bytes], alive: frozenset[ClientId]) -> bytes:
         """One share of each owner's mask key or self seed; then of one link of each survivor's chain, if any must go.
 
         Which link follows from the number of survivors, on whom t signatures were verified, and from nothing else.
@@ -414,9 +425,7 @@ class PairwiseClient(Lifecycle):
 
     def _consistency_check(self, client: ClientId) -> ConsistencyCheck:
         """What `client` signs if it sees the same cohort and survivors as this client."""
-        return ConsistencyCheck(
-            context=self._rules.context, sender=client, view=self._rules.view(self._cohort, self._survivors)
-        )
+        return ConsistencyCheck(context=self._rules.context, sender=client, view=self._view)
 
     def _frame(self, message: Message) -> SendMessage:
         covered = encode(message, suite=self._rules.suite)
@@ -464,6 +473,7 @@ class PairwiseClient(Lifecycle):
         if self._secrets is not None:
             self._secrets.wipe()
         self._secrets = None
+        self._shown = self._cohort = self._survivors = _compact(())
         self._keys_in_advance = self._next_keys = None
         self._after_persist = None
 
@@ -480,3 +490,13 @@ class PairwiseClient(Lifecycle):
                 )
             yield
             self._phase = following
+
+
+def _compact(clients: Sequence[int]) -> ClientIds:
+    """A list of clients as long as the cohort, in as little memory as ids take."""
+    return np.array(clients, dtype=np.int32)
+
+
+def _within(part: ClientIds, whole: ClientIds) -> bool:
+    """Whether all clients of one list, without repetitions, are in another."""
+    return bool(np.isin(part, whole, assume_unique=True).all())

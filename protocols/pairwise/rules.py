@@ -47,6 +47,11 @@ class Rules:
         self.context = sha256(b"secagg/v1/pairwise/context" + self.context + root).digest()
         self.graph = NeighbourGraph(tuple(self.bundles), degree=self.config.degree, seed=self.context)
 
+    def narrow(self, client: ClientId) -> None:
+        """Lets go of what grows with the cohort and one client needs no more: everybody's keys, and the ring."""
+        self.bundles = {}
+        self.graph = self.graph.around(client)
+
     def view(self, cohort: Iterable[ClientId], survivors: Iterable[ClientId]) -> bytes:
         """The digest of one view of the round; signatures over it are what makes a survivor set agreed."""
         lists = msgspec.msgpack.encode((sorted(cohort), sorted(survivors)))

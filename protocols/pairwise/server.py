@@ -87,8 +87,9 @@ class PairwiseServer(Lifecycle):
         self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
             dict
         )  # receiver -> sender -> ciphertext
-        self._halves: dict[ClientId, dict[ClientId, bytes]] = {}  # the same, of the cohort: what a dropout would open
-        self._half_commitments: dict[ClientId, dict[ClientId, bytes]] = {}  # sender -> receiver, as long as the halves
+        # Halves of pair secrets that only dropouts need. A copy beside the frames would be half as much memory again.
+        self._relayed: dict[ClientId, bytes] = {}  # cohort member -> the frame with all halves sealed to it
+        self._half_commitments: dict[ClientId, bytes] = {}  # sender -> commitments to its own, in order of receivers
         self._cohort: tuple[ClientId, ...] = ()
         self._in_cohort: frozenset[ClientId] = frozenset()
         self._cohort_digest = b""
@@ -201,10 +202,8 @@ class PairwiseServer(Lifecycle):
         for receiver, sealed in zip(receivers, message.sealed, strict=True):
             self._sealed[receiver][sender] = sealed
         if suite.ciphertext_bytes:
-            self._half_commitments[sender] = {
-                receiver: Sealed.of(sealed, suite, self._rules.config.removable).half[:COMMITMENT_BYTES]
-                for receiver, sealed in zip(receivers, message.sealed, strict=True)
-            }
+            halves = (Sealed.of(sealed, suite, self._rules.config.removable).half for sealed in message.sealed)
+            self._half_commitments[sender] = b"".join(half[:COMMITMENT_BYTES] for half in halves)
 
     def _close_sealed(self) -> list[Event]:
         self._cohort = tuple(sorted(self._answered))
@@ -212,17 +211,14 @@ class PairwiseServer(Lifecycle):
         self._expected = self._in_cohort = frozenset(self._cohort)
         self._cohort_digest = self._rules.cohort_digest(self._cohort)
         events: list[Event] = []
-        suite = self._rules.suite
         for client in self._cohort:
             peers = self._neighbours(client, self._in_cohort)
-            sealed = tuple(self._sealed[client].pop(peer) for peer in peers)
+            from_peers = self._sealed.pop(client, {})  # gone as soon as they are in the frame
+            sealed = tuple(from_peers[peer] for peer in peers)
             message = SealedShares(context=self._rules.context, sender=0, cohort=self._cohort, sealed=sealed)
             frame = self._encode(message)
-            if suite.ciphertext_bytes:
-                self._halves[client] = {
-                    peer: Sealed.of(one, suite, self._rules.config.removable).half
-                    for peer, one in zip(peers, sealed, strict=True)
-                }
+            if self._rules.suite.ciphertext_bytes:
+                self._relayed[client] = frame
             events.append(SendMessage(to=client, data=frame))
         self._sealed.clear()
         bits = self._rules.config.modulus_bits
@@ -241,7 +237,7 @@ class PairwiseServer(Lifecycle):
         frame = self._encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
         self._expected = self._alive = frozenset(self._survivors)
         for client in self._survivors:
-            self._halves.pop(client, None)
+            self._relayed.pop(client, None)
             self._half_commitments.pop(client, None)
         self._view = self._rules.view(self._cohort, self._survivors)
         return [SendMessage(to=client, data=frame) for client in self._survivors]
@@ -298,8 +294,11 @@ class PairwiseServer(Lifecycle):
                 raise RemoteProtocolError(
                     f"the shares of client {client}'s mask key do not match its public key", client_id=client
                 )
+            halves, commitments = self._halves_sealed_to(client), self._commitments_of(client)
             for peer in self._neighbours(client, self._alive):
-                seed = self._pair_mask_seed(mask_key, client, peer)
+                seed = self._pair_mask_seed(
+                    mask_key, client, peer, half=halves.get(peer, b""), commitment=commitments.get(peer, b"")
+                )
                 (subtract if client > peer else add).append(seed)
         self._remove_masks(add, subtract)
         config = self._rules.config
@@ -358,9 +357,34 @@ class PairwiseServer(Lifecycle):
                     raise RemoteProtocolError(f"client {client} or a holder of its shares lies", client_id=client)
                 yield client, secret
 
-    def _pair_mask_seed(self, mask_key: keys.AgreementKey, client: ClientId, peer: ClientId) -> bytes:
-        """The key of the mask that a dropout would have shared with a peer, from the dropout's mask key."""
-        rules, half = self._rules, self._halves.get(client, {}).get(peer, b"")
+    def _halves_sealed_to(self, client: ClientId) -> dict[ClientId, bytes]:
+        """What a dropout would have opened; nothing in the classical suite."""
+        if client not in self._relayed:
+            return {}
+        suite, peers = self._rules.suite, self._neighbours(client, self._in_cohort)
+        frame, links = self._relayed[client], self._rules.config.removable
+        relayed = decode(frame, SealedShares, suite=suite, removable=links, limit=len(frame))
+        return {peer: Sealed.of(sealed, suite, links).half for peer, sealed in zip(peers, relayed.sealed, strict=True)}
+
+    def _commitments_of(self, client: ClientId) -> dict[ClientId, bytes]:
+        """A dropout's commitments to its halves; nothing in the classical suite."""
+        joined, peers = self._half_commitments.get(client, b""), self._neighbours(client, self._rules.bundles)
+        places = range(0, len(joined), COMMITMENT_BYTES)
+        return {peer: joined[at : at + COMMITMENT_BYTES] for peer, at in zip(peers, places, strict=False)}
+
+    def _pair_mask_seed(
+        self, mask_key: keys.AgreementKey, client: ClientId, peer: ClientId, *, half: bytes, commitment: bytes
+    ) -> bytes:
+        """The key of the mask that a dropout would have shared with a peer.
+
+        Args:
+            mask_key: the dropout's, reconstructed.
+            client: the dropout.
+            peer: its neighbour, which survived.
+            half: what the peer sealed to the dropout.
+            commitment: the dropout's, to its own half.
+        """
+        rules = self._rules
         try:
             opened = open_half(rules, half, sender=peer, receiver=client, mask_key=mask_key)
         except ValueError as error:
@@ -368,7 +392,6 @@ class PairwiseServer(Lifecycle):
                 f"the half of a pair secret from client {peer} to client {client}: {error}", client_id=peer
             ) from None
         halves = {client: rules.pair_half(mask_key.secret, client, peer), peer: opened}
-        commitment = self._half_commitments.get(client, {}).get(peer, b"")
         if rules.suite.ciphertext_bytes and rules.half_commitment(halves[client], client, peer) != commitment:
             raise RemoteProtocolError(
                 f"the half of a pair secret from client {client} to client {peer} is not that of its mask key",
@@ -425,7 +448,7 @@ class PairwiseServer(Lifecycle):
 
     def _erase(self) -> None:
         self._sealed.clear()
-        self._halves.clear()
+        self._relayed.clear()
         self._half_commitments.clear()
         self._shares.clear()
         self._link_shares.clear()

@@ -398,6 +398,7 @@ CATALOGUE = (
             f"{REPLAY}::TestDifferentConfigurations::test_clients_send_no_more_than_public_keys",
             f"{REPLAY}::TestDifferentConfigurations::test_even_if_the_network_translates_what_is_not_signed",
             f"{POLICY}::TestFloors::test_a_round_below_a_clients_own_floors_is_never_opened",
+            f"{POLICY}::TestFloors::test_the_classical_suite_is_for_those_who_allow_it",
             f"{HYBRID}::TestSuites::test_no_negotiation",
             "protocols/test_session.py::TestRoundConfig::test_refused",
             "protocols/test_session.py::TestRoundConfig::test_every_field_is_in_the_digest",

@@ -54,7 +54,7 @@ FAULTS = (
         ("unusable keys are accepted", "keys.check_public_key(public, rules.suite)", "pass", UNUSABLE),
         ("own bundle may change", "if own != self._own_bundle:", "if own is None:", KEYS + "Lists"),
         ("strangers are accepted", "        if strangers:\n", "        if False:\n", KEYS + "Lists"),
-        ("equal keys are accepted", "if len(set(public_keys)) != len(public_keys):", "if False:", KEYS + "Duplicates"),
+        ("equal keys are accepted", "if not keys.all_distinct(public_keys):", "if False:", KEYS + "Duplicates"),
         (
             "serials may repeat",
             "self._policy.check_bundles(serials, self._history)",
@@ -88,7 +88,7 @@ FAULTS = (
         ),
         (
             "too few holders survive",
-            "rules.check_holders(rules.graph.holders(self._me), set(survivors), self._phase)",
+            "rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)",
             "pass",
             VIEWS + "SurvivorList",
         ),
@@ -118,8 +118,8 @@ FAULTS = (
         ),
         (
             "who is dead is the server's word at the end, not what was signed",
-            "alive = set(self._survivors)",
-            "alive = set(signers)",
+            "alive = frozenset(map(ClientId, self._survivors.tolist()))",
+            "alive = frozenset(signers)",
             SHARES + "LyingHolder",
         ),
         (
@@ -140,6 +140,13 @@ FAULTS = (
             "return self._persist(self._burned(bundle), lambda: events)",
             "return events",
             POLICY + "Floors",
+        ),
+        ("everybody's keys are kept", "rules.narrow(self._me)", "pass", "protocols/test_client_memory.py"),
+        (
+            "the cohort may grow",
+            "or not _within(compact, self._shown):",
+            "or False:",
+            VIEWS + "Cohort",
         ),
         ("own secrets outlive the masking", "secrets.keep_only_held()", "pass", ERASURE),
         (
@@ -269,6 +276,12 @@ FAULTS = (
     *_in(
         "policy.py",
         ("rounds may be joined twice", "if config.round_id in history.rounds:", "if False:", POLICY + "Floors"),
+        (
+            "a weaker suite is accepted",
+            'in ("min_survivors", "corrupt_holders", "suite"):',
+            'in ("min_survivors", "corrupt_holders"):',
+            "protocols/test_policy.py::TestRound",
+        ),
     ),
     *_in(
         "roster.py",

@@ -134,16 +134,18 @@ class Game:
         self.result: AggregateReady | None = None
 
     def session(self, role: type[PartyT], party: ClientId) -> PartyT:
+        config = self.configs.get(party, self.config)
         policy = ClientPolicy(
             min_survivors=self.config.min_survivors,
             corrupt_holders=self.config.corrupt_holders,
+            suite=config.suite,
             committee=committee_digest(self.roster, self.config.committee),
         )
         ahead: dict[str, Any] = {}
         if role is OneShotMember:
             ahead = {"key_in_advance": self.keys_in_advance.get(party), "next_key": self.next_keys.get(party)}
         return role(
-            self.configs.get(party, self.config),
+            config,
             party,
             identity=self.identities[party],
             roster=self.roster,

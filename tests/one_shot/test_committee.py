@@ -24,7 +24,12 @@ class TestPin:
         pinned = round_config(4, committee=members(6)[:5])
         identities = Game().identities | {ClientId(i): Identity.generate() for i in (106, 107)}
         roster = Roster({party: identity.public for party, identity in identities.items()})
-        policy = ClientPolicy(min_survivors=2, corrupt_holders=1, committee=committee_digest(roster, pinned.committee))
+        policy = ClientPolicy(
+            min_survivors=2,
+            corrupt_holders=1,
+            suite=pinned.suite,
+            committee=committee_digest(roster, pinned.committee),
+        )
         config = pinned
         match what:
             case "other members":

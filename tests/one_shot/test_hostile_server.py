@@ -354,7 +354,7 @@ class TestPolicy:
 
     @pytest.mark.parametrize("floor", [{"min_survivors": 4}, {"corrupt_holders": 2}])
     def test_rounds_below_a_party_s_floors(self, floor: dict[str, int]) -> None:
-        policy = replace(ClientPolicy(min_survivors=3, corrupt_holders=1), **floor)  # type: ignore[arg-type]
+        policy = replace(ClientPolicy(min_survivors=3, corrupt_holders=1, suite=1), **floor)  # type: ignore[arg-type]
         for party in (ONE, members_of(Game())[0]):
             with pytest.raises(PolicyRefusal, match=next(iter(floor))):
                 Game(round_config(4, min_survivors=3), policies={party: policy})

@@ -270,7 +270,7 @@ class TestSessions:
     def test_wrong_parties_are_refused_at_the_door(self) -> None:
         game = Game()
         pinned = committee_digest(game.roster, game.config.committee)
-        policy = ClientPolicy(min_survivors=2, corrupt_holders=0, committee=pinned)
+        policy = ClientPolicy(min_survivors=2, corrupt_holders=0, suite=1, committee=pinned)
         with pytest.raises(ValueError, match="another identity"):
             OneShotClient(
                 game.config, ONE, identity=Identity.generate(), roster=game.roster, policy=policy, history=History()

@@ -393,6 +393,16 @@ class TestRotation:
         assert len(seeds) == 4
 
 
+@pytest.mark.parametrize(
+    "privacy", [NoPrivacy(clip_norm=1.0), ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=1)]
+)
+def test_every_client_demands_the_hybrid_suite(privacy: NoPrivacy | ClientLevel) -> None:
+    subject = AggregationConfig.cross_silo(
+        like={"w": np.zeros(3)}, clients=5, max_dropouts=1, max_colluders=1, privacy=privacy
+    )
+    assert subject.policy().suite == subject.round_config(round_id=bytes(32), model=bytes(32)).suite == 2
+
+
 class TestDigest:
     def variants(self) -> dict[str, list[AggregationConfig]]:
         """For each field that is asked for, configurations that differ from `silo(RECORD)` in it (and what follows)."""

@@ -58,6 +58,16 @@ def config(unit: str, clients: int, dropouts: int, colluders: int, length: int, 
     )  # fmt: skip
 
 
+def test_clients_have_one_copy_of_what_grows_with_their_number() -> None:
+    simulation = Simulation(config("none 32", 6, 1, 1, 9), clients=range(1, 7))
+    simulation.round({client: {"w": np.full(9, 0.1)} for client in range(1, 7)}, drop=[2])
+    clients = simulation._clients
+    groups = [group for one in clients.values() for sets in one._history.history.signed.values() for group in sets]
+    assert len(groups) == 5
+    assert all(group is groups[0] for group in groups)
+    assert [one for one in clients.values() if one.prepared is not None] == []
+
+
 @dataclass(frozen=True)
 class Plan:
     """One round: who takes part, what is protected, and who falls silent when."""

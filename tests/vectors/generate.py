@@ -93,7 +93,11 @@ def make_round(
             "model": digests["model"],
             "binding": digests["binding"],
         },
-        "policy": {"min_survivors": config["min_survivors"], "corrupt_holders": config["corrupt_holders"]},
+        "policy": {
+            "min_survivors": config["min_survivors"],
+            "corrupt_holders": config["corrupt_holders"],
+            "suite": config.get("suite", keys.CLASSICAL.number),
+        },
         "serials": {str(client): (serials or {}).get(client, 1) for client in clients},
         "rand": {str(client): tapes[client].hex() for client in clients},
         **({"kem": {str(c): stream(f"{name}/kem", c).hex() for c in clients}} if "suite" in config else {}),

@@ -221,6 +221,7 @@ def bad_policy(forger: Forger) -> Iterator[Case]:
     yield {"comment": "this round was joined", **start, "history": {"rounds": [forger.script["config"]["round_id"]]}}
     yield {"comment": "floor of survivors", **start, "policy": {"min_survivors": 3}}
     yield {"comment": "floor of corrupt holders", **start, "policy": {"corrupt_holders": 1}}
+    yield {"comment": "floor of the suite", **start, "policy": {"suite": forger.script["config"]["suite"] + 1}}
     yield {"comment": "another committee is pinned", **start, "policy": {"committee": "11" * 32}}
     yield {"comment": "no committee is pinned", **start, "policy": {"committee": None}}
     frame = forger.frame(Committee, receiver=CLIENT)

@@ -68,7 +68,11 @@ def make_round(
             "binding": digests["binding"],
             "suite": suite,
         },
-        "policy": {"min_survivors": config["min_survivors"], "corrupt_holders": config["corrupt_holders"]},
+        "policy": {
+            "min_survivors": config["min_survivors"],
+            "corrupt_holders": config["corrupt_holders"],
+            "suite": suite,
+        },
         "clients": {},
         "members": {},
         "silent": {

@@ -267,6 +267,7 @@ def bad_policy(forger: Forger) -> Iterator[Case]:
     }
     yield {"comment": "floor of survivors", **start, "policy": {"min_survivors": 4}, **refused}
     yield {"comment": "floor of corrupt holders", **start, "policy": {"corrupt_holders": 1}, **refused}
+    yield {"comment": "floor of the suite", **start, "policy": {"suite": 2}, **refused}
 
     def case(kind: type[Message], comment: str, history: Mapping[str, Any]) -> Case:
         frame = forger.frame(kind, receiver=VICTIM)
