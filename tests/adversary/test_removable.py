@@ -129,7 +129,7 @@ class TestLies:
             )
             sealed = tuple(
                 seal(
-                    session._rules,
+                    game.server._rules,
                     shares[slot].tobytes(),
                     sender=LIAR,
                     receiver=holder,

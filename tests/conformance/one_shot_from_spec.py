@@ -48,7 +48,7 @@ class OneShotReader(Reader):
     """Tags up to 21, and shares of two sizes."""
 
     def __init__(self, data: bytes, suite: int) -> None:
-        super().__init__(data, suite)
+        super().__init__(data, suite, 0)
         self.shares = [size + 16 + (1088 if suite == 2 else 0) for size in (32, 2 * (N + ROWS))]
 
     def value(self, schema: Any) -> Any:
