@@ -172,6 +172,18 @@ class Simulation:
             for party in self._clients.values():
                 party.abandon()
 
+    def contribution(self, client: int) -> UInt32Vector:
+        """What a client put into the sum in its last round, before masking: known to that client alone.
+
+        Raises:
+            ValueError: the client has not contributed yet.
+        """
+        party = self._clients.get(ClientId(client))
+        prepared: UInt32Vector | None = getattr(party, "prepared", None)
+        if prepared is None:
+            raise ValueError(f"client {client} has not contributed")
+        return prepared
+
     def close(self) -> None:
         """Closes all ledgers."""
         for ledger in (self._server.ledger, *(client.ledger for client in self._clients.values())):

@@ -12,12 +12,13 @@ Rules:
 Sources: gradient matching, Zhu, Liu and Han 2019 ("Deep Leakage from Gradients"); cosine objective, signed Adam and
 total variation, Geiping et al. 2020 ("Inverting Gradients"); labels, Zhao, Mopuri and Bilen 2020 ("iDLG").
 
-Example, on your own model and one received update (`before` and `after` are the flat parameters)::
+Example, on your own model and one received update (`sent` and `received` are lists of arrays, as Flower has them)::
 
+    update = [before - after for before, after in zip(sent, received)]
     knowledge = InversionKnowledge(
         model=model, loss=nn.functional.cross_entropy, input_shape=(1, 28, 28), labels=None, images=1
     )
-    found = invert_gradient(before - after, knowledge, rand=os.urandom)
+    found = invert_gradient(update, knowledge, rand=os.urandom)
     print(psnr(private_image, found.images[0]))
 """
 
@@ -30,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dp import FloatVector, RandomBytes
+
+from .views import Observed, flat
 
 try:
     import torch
@@ -92,7 +95,7 @@ class Reconstruction:
 
 
 def invert_gradient(
-    view: FloatVector, knowledge: InversionKnowledge, *, rand: RandomBytes, restarts: int = 3, iterations: int = 300
+    view: Observed, knowledge: InversionKnowledge, *, rand: RandomBytes, restarts: int = 3, iterations: int = 300
 ) -> Reconstruction:
     """Search for pictures whose gradient points along the view.
 
@@ -104,7 +107,8 @@ def invert_gradient(
     Small models run several times faster under `torch.set_num_threads(1)`; that choice belongs to the caller.
 
     Args:
-        view: float[p], the gradient or any positive multiple of it, in the order of the model's trainable parameters.
+        view: The gradient or any positive multiple of it: a view, or what was received (see `flat`), p numbers in the
+            order of the model's trainable parameters.
         knowledge: What else the adversary knows.
         rand: Bytes for starting points.
         restarts: Starting points tried; the search ends early when one explains the view exactly.
@@ -139,7 +143,7 @@ def invert_gradient(
     return Reconstruction(images=best_images.clamp(0, 1).numpy(), labels=tuple(labels), objective=best)
 
 
-def infer_labels(view: FloatVector, knowledge: InversionKnowledge, *, rand: RandomBytes) -> tuple[int, ...]:
+def infer_labels(view: Observed, knowledge: InversionKnowledge, *, rand: RandomBytes) -> tuple[int, ...]:
     """Guess the classes of the pictures from the gradient of the final bias, under cross-entropy.
 
     For one picture that gradient is `softmax - onehot`, negative at the true class alone (iDLG), whatever the scale.
@@ -303,19 +307,19 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _direction(view: FloatVector, knowledge: InversionKnowledge) -> Tensor:
+def _direction(view: Observed, knowledge: InversionKnowledge) -> Tensor:
     """The view as a unit vector, if it can be the gradient of this model."""
     expected = sum(parameter.numel() for parameter in _trainable(knowledge.model))
-    flat = np.asarray(view, dtype=np.float64)
-    if flat.shape != (expected,):
-        raise ValueError(f"the view has shape {flat.shape}, the model's gradient ({expected},)")
-    if not np.isfinite(flat).all():
-        raise ValueError(f"the view has {np.count_nonzero(~np.isfinite(flat))} coordinates that are not finite")
-    largest = np.abs(flat).max(initial=0.0)
+    vector = flat(view)
+    if vector.shape != (expected,):
+        raise ValueError(f"the view has shape {vector.shape}, the model's gradient ({expected},)")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"the view has {np.count_nonzero(~np.isfinite(vector))} coordinates that are not finite")
+    largest = np.abs(vector).max(initial=0.0)
     if largest == 0:
         raise ValueError("the view is zero everywhere: there is nothing to match")
-    flat = flat / largest
-    return torch.from_numpy(flat / np.linalg.norm(flat))
+    vector = vector / largest
+    return torch.from_numpy(vector / np.linalg.norm(vector))
 
 
 def _uniform(shape: tuple[int, ...], rand: RandomBytes) -> Tensor:
