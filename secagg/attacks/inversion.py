@@ -44,7 +44,10 @@ Images = NDArray[np.float64]
 
 # Objective below which the gradient is explained up to rounding (float32 gradients end near 1e-15).
 _EXPLAINED = 1e-12
-# Weights of the total variation that are tried in turn, spanning three decades.
+# Total variation in the search itself, by number of the start: without it a smooth network is inverted exactly, but a
+# convolution with ReLU has too many kinks to get past.
+_EARLY_SMOOTHNESS = (0.0, 3e-3, 1e-2)
+# Weights of the total variation that are tried in turn afterwards, spanning three decades.
 _SMOOTHNESS = (3e-4, 3e-3, 3e-2, 3e-1)
 _MAX_PSNR = 100.0
 
@@ -100,7 +103,8 @@ def invert_gradient(
     """Search for pictures whose gradient points along the view.
 
     Each start is matched by signed Adam (a third of the iterations, which gets past the kinks of ReLU) and polished by
-    LBFGS. The best of them is then smoothed by more and more total variation for as long as its gradient still
+    LBFGS; the first without a prior, the next ones, if it failed, with two weights of total variation in turn. The best
+    of them is then smoothed by more and more total variation for as long as its gradient still
     explains the view as well as noise of the observed size allows (the discrepancy principle), so that the amount of
     smoothing adapts to the defence without knowing the truth.
 
@@ -124,15 +128,17 @@ def invert_gradient(
     labels = infer_labels(view, knowledge, rand=rand) if knowledge.labels is None else knowledge.labels
     search = _Search(knowledge, labels, target, iterations)
 
+    pictures = len(knowledge.input_shape) > 1
     best_images, best = search.run(search.start(rand), smoothness=0.0)
-    for _ in range(restarts - 1):
+    for number in range(1, restarts):
         if best <= _EXPLAINED:
             break
-        images, objective = search.run(search.start(rand), smoothness=0.0)
+        smoothness = _EARLY_SMOOTHNESS[number % len(_EARLY_SMOOTHNESS)] if pictures else 0.0
+        images, objective = search.run(search.start(rand), smoothness=smoothness)
         if objective < best:
             best_images, best = images, objective
 
-    if best > _EXPLAINED and len(knowledge.input_shape) > 1:
+    if best > _EXPLAINED and pictures:
         # A fit of q pixels to p noisy coordinates hides q/p of the noise energy; the truth would hide none.
         spare = max(target.numel() - best_images.numel(), 0) / target.numel()
         bound = _unexplained(best) / spare if spare else _unexplained(best)
