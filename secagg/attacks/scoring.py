@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +44,21 @@ def true_positives(members: FloatVector, others: FloatVector, *, at: float) -> f
     allowed = int(at * len(others))
     threshold = np.sort(others)[len(others) - 1 - allowed]
     return float((members > threshold).mean())
+
+
+def auc_of_epsilon(epsilon: float, delta: float) -> float:
+    """Largest area under the curve of any test between neighbours under (epsilon, delta)-differential privacy.
+
+    Source: the trade-off curve f(a) = max(0, 1 - delta - e^epsilon a, e^-epsilon (1 - delta - a)), Dong, Roth and Su
+    2022, equation (5); the area under 1 - f, rounded up.
+    """
+    if not math.isfinite(epsilon):
+        return 1.0
+    alpha = np.linspace(0, 1, 100_001)
+    growth = math.exp(min(epsilon, 700.0))
+    error = np.maximum(0, np.maximum(1 - delta - growth * alpha, (1 - delta - alpha) / growth))
+    # 1 - f increases: the right end of each step is above the curve.
+    return float(np.minimum(1.0, np.mean(1 - error[1:])))
 
 
 def cosine(first: FloatVector, second: FloatVector) -> float:

@@ -1,0 +1,224 @@
+"""Rows of the matrix in which the server lies: about the model, or about who is a client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from ..adapters.torch import parameters_of
+from ..layout import Arrays
+from .arena import DEFENCES, clip_norm_of, config_for, local_view, refusal_of_model, sum_under, sums_seen
+from .chance import order
+from .imprint import expected_alone, imprint, imprint_model
+from .inconsistency import dead_copy, send_two_models
+from .linear import LinearKnowledge, invert_linear
+from .outcome import Expectation, Outcome
+from .pictures import Images, Pictures, fedsgd_update
+from .scoring import best_psnr
+from .trap import trap, trap_model
+from .views import PlainView, SumView, flat, observe
+
+Cells = Iterator[tuple[str, Outcome]]
+
+RECOGNISABLE, GOOD = 20.0, 30.0  # dB
+_LUCK = 0.05  # share of pictures that may pass by chance: the best of many guesses is taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ground:
+    """What all experiments share.
+
+    Attributes:
+        pictures: private and public pictures, of one source.
+        smoke: small and quick.
+    """
+
+    pictures: Pictures
+    smoke: bool
+
+    def deal(self, private: int) -> tuple[Pictures, Pictures]:
+        """Disjoint private and public pictures, at random."""
+        shuffled = order(len(self.pictures.labels), rand=os.urandom)
+        return self.pictures.take(shuffled[:private]), self.pictures.take(shuffled[private : private + 200])
+
+
+def perceptron(pictures: Pictures, hidden: int) -> nn.Module:
+    """A fresh network with one hidden layer of ReLU."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(pictures.side**2, hidden), nn.ReLU(), nn.Linear(hidden, pictures.classes)
+    )
+
+
+def imprint_dense(ground: Ground) -> Cells:
+    """One planted model for everybody, read from the sum."""
+    return _imprint(ground, sparse=False)
+
+
+def imprint_sparse(ground: Ground) -> Cells:
+    """The same, shaped for clipping and noise."""
+    return _imprint(ground, sparse=True)
+
+
+def _imprint(ground: Ground, *, sparse: bool) -> Cells:
+    clients, bins = (40, 256) if ground.smoke else (100, 256)
+    private, public = ground.deal(clients)
+    planted = imprint_model(public.images, bins=bins, classes=private.classes, sparse=sparse, rand=os.urandom)
+
+    def read(view: SumView) -> Images:
+        return imprint(view, planted, noise_stddev=view.noise_stddev)
+
+    note = f"{clients} clients with one picture each, {bins} bins: {expected_alone(clients, bins):.0f} expected alone"
+    return _planted(f"imprint, {'sparse' if sparse else 'plain'}", planted.model, private, public, read, note)
+
+
+def trap_weights(ground: Ground) -> Cells:
+    """One planted model with rarely firing units."""
+    clients, units = (40, 300) if ground.smoke else (100, 256)
+    private, public = ground.deal(clients)
+    planted = trap_model(public.images, units=units, batch=clients, classes=private.classes, rand=os.urandom)
+    note = f"{clients} clients with one picture each, {units} units"
+    return _planted("trap weights", planted.model, private, public, lambda view: trap(view, planted), note)
+
+
+def _planted(
+    attack: str,
+    model: nn.Module,
+    private: Pictures,
+    public: Pictures,
+    read: Callable[[SumView], Images],
+    note: str,
+) -> Cells:
+    """A malicious model that is the same for everybody."""
+    updates = {
+        client: fedsgd_update(model, private.images[client - 1 : client], private.labels[client - 1 : client])
+        for client in range(1, len(private.labels) + 1)
+    }
+    guess = best_psnr(private.images, public.images.mean(axis=0)[None])
+    for defence in DEFENCES:
+        expectation = Expectation.LEAKS if defence in ("plain", "masked") else Expectation.HOLDS
+        if defence == "bound":
+            refusal = refusal_of_model(parameters_of(model), clients=4)
+            if refusal is not None:
+                yield defence, _shares(attack, guess, guess, expectation, f"refused: {refusal}"[:240])
+                continue
+        views = sums_seen(updates, defence, sample=10)
+        found = np.concatenate([read(view) for view in views])
+        seen = len(private.labels) if len(views) == 1 else len(views)
+        scores = best_psnr(private.images[:seen], found)
+        yield defence, _shares(attack, scores, guess[:seen], expectation, note)
+
+
+def _shares(
+    attack: str, scores: np.ndarray, guess: np.ndarray, expectation: Expectation, note: str
+) -> Outcome:
+    """How many pictures are recognisable and better than the mean picture."""
+    recovered = (scores > RECOGNISABLE) & (scores > guess + 1)
+    return Outcome(
+        attack=attack,
+        metric="share of pictures above 20 dB and above the mean picture",
+        value=float(recovered.mean()),
+        prior=0.0,
+        threshold=_LUCK,
+        expectation=expectation,
+        note=note,
+        details={
+            "pictures": len(scores),
+            "above_30_db": int((scores > GOOD).sum()),
+            "above_20_db": int((scores > RECOGNISABLE).sum()),
+            "mean_picture_above_20_db": int((guess > RECOGNISABLE).sum()),
+            "median_db": float(np.median(scores)),
+        },
+    )
+
+
+def model_inconsistency(ground: Ground) -> Cells:
+    """The victim trains the model, everybody else a dead one."""
+    clients, hidden, victim = 16, 100, 3
+    private, public = ground.deal(clients + 1)
+    model = perceptron(private, hidden)
+    dead = dead_copy(model)
+    updates: dict[int, Arrays] = {
+        client: fedsgd_update(
+            model if client == victim else dead,
+            private.images[client : client + 1],
+            private.labels[client : client + 1],
+        )
+        for client in range(1, clients + 1)
+    }
+    layer = LinearKnowledge(units=hidden, inputs=private.side**2, images=1)
+    truth = private.images[victim : victim + 1]
+    prior = float(best_psnr(truth, public.images.mean(axis=0)[None])[0])
+
+    def outcome(defence: str, value: float, note: str) -> Outcome:
+        return Outcome(
+            attack="model inconsistency",
+            metric="PSNR of the victim's picture, dB",
+            value=value,
+            prior=prior,
+            threshold=max(RECOGNISABLE, prior + 2),
+            expectation=Expectation.LEAKS if defence in ("plain", "masked") else Expectation.HOLDS,
+            note=note,
+        )
+
+    own = dict.fromkeys([victim], updates[victim])
+    for defence in DEFENCES:
+        if defence == "bound":
+            config = config_for(updates[victim], defence, clients=clients, clip_norm=1.0)
+            attempt = send_two_models(
+                {client: parameters_of(model if client == victim else dead) for client in updates}, config
+            )
+            if attempt.aborted:
+                error = attempt.refusals[victim]
+                yield defence, outcome(defence, prior, f"round aborted: {type(error).__name__}: {error}")
+                continue
+        if defence == "plain":
+            view: SumView = PlainView(vector=flat(updates[victim]))
+        elif defence == "local":
+            clip_norm = clip_norm_of(own, defence)
+            view = local_view(updates[victim], config_for(updates[victim], defence, clients=clients, clip_norm=clip_norm))
+        else:
+            # The victim's norm, not the median over dead updates: the attack loses nothing to clipping.
+            config = config_for(updates[victim], defence, clients=clients, clip_norm=clip_norm_of(own, "masked"))
+            view = observe(updates, config).server
+        found = invert_linear(view, layer, rand=os.urandom).clip(0, 1)
+        value = float(best_psnr(truth, found.reshape(-1, *truth.shape[1:]))[0])
+        yield defence, outcome(defence, value, f"{clients} clients, dead units for all but one")
+
+
+def exact_linear(ground: Ground) -> Cells:
+    """An honest fully-connected model, a few clients, whole batches exactly."""
+    clients, hidden = (4, 200) if ground.smoke else (8, 400)
+    private, public = ground.deal(clients)
+    model = perceptron(private, hidden)
+    updates: dict[int, Arrays] = {
+        client: fedsgd_update(model, private.images[client - 1 : client], private.labels[client - 1 : client])
+        for client in range(1, clients + 1)
+    }
+    guess = best_psnr(private.images, public.images.mean(axis=0)[None])
+    for defence in DEFENCES:
+        views = sums_seen(updates, defence, sample=clients)
+        found = [
+            invert_linear(
+                view,
+                LinearKnowledge(units=hidden, inputs=private.side**2, images=view.clients),
+                rand=os.urandom,
+                tries=2_000 if view.noise_stddev else 20_000,
+            ).clip(0, 1)
+            for view in views
+        ]
+        scores = best_psnr(private.images, np.concatenate(found).reshape(-1, private.side, private.side))
+        expectation = Expectation.LEAKS if defence in ("plain", "masked") else Expectation.HOLDS
+        outcome = _shares(
+            "exact inversion of a linear layer", scores, guess, expectation,
+            f"sum of {clients} clients with one picture each, {hidden} units",
+        )  # fmt: skip
+        yield defence, outcome
+
+
+def sum_of(updates: dict[int, Arrays], defence: str) -> SumView:
+    """The server's view of one round."""
+    return sum_under(updates, defence).server
