@@ -11,7 +11,7 @@ from torch import nn
 
 from ..adapters.torch import parameters_of
 from ..layout import Arrays
-from .arena import DEFENCES, clip_norm_of, config_for, local_view, refusal_of_model, sum_under, sums_seen
+from .arena import DEFENCES, clip_norm_of, config_for, local_view, refusal_of_model, sums_seen
 from .chance import order
 from .imprint import expected_alone, imprint, imprint_model
 from .inconsistency import dead_copy, send_two_models
@@ -64,7 +64,8 @@ def imprint_sparse(ground: Ground) -> Cells:
 
 
 def _imprint(ground: Ground, *, sparse: bool) -> Cells:
-    clients, bins = (40, 256) if ground.smoke else (100, 256)
+    # Rounds cost clients squared times parameters: the second form makes its point with half the clients.
+    clients, bins = (40, 256) if ground.smoke else (50 if sparse else 100, 256)
     private, public = ground.deal(clients)
     planted = imprint_model(public.images, bins=bins, classes=private.classes, sparse=sparse, rand=os.urandom)
 
@@ -77,7 +78,7 @@ def _imprint(ground: Ground, *, sparse: bool) -> Cells:
 
 def trap_weights(ground: Ground) -> Cells:
     """One planted model with rarely firing units."""
-    clients, units = (40, 300) if ground.smoke else (100, 256)
+    clients, units = (40, 300) if ground.smoke else (50, 256)
     private, public = ground.deal(clients)
     planted = trap_model(public.images, units=units, batch=clients, classes=private.classes, rand=os.urandom)
     note = f"{clients} clients with one picture each, {units} units"
@@ -97,7 +98,7 @@ def _planted(
         client: fedsgd_update(model, private.images[client - 1 : client], private.labels[client - 1 : client])
         for client in range(1, len(private.labels) + 1)
     }
-    guess = best_psnr(private.images, public.images.mean(axis=0)[None])
+    guess = best_psnr(private.images, np.concatenate([public.images, public.images.mean(axis=0)[None]]))
     for defence in DEFENCES:
         expectation = Expectation.LEAKS if defence in ("plain", "masked") else Expectation.HOLDS
         if defence == "bound":
@@ -115,11 +116,11 @@ def _planted(
 def _shares(
     attack: str, scores: np.ndarray, guess: np.ndarray, expectation: Expectation, note: str
 ) -> Outcome:
-    """How many pictures are recognisable and better than the mean picture."""
+    """How many pictures are recognisable and better than any public picture, the mean included."""
     recovered = (scores > RECOGNISABLE) & (scores > guess + 1)
     return Outcome(
         attack=attack,
-        metric="share of pictures above 20 dB and above the mean picture",
+        metric="share of pictures above 20 dB and above any public one",
         value=float(recovered.mean()),
         prior=0.0,
         threshold=_LUCK,
@@ -129,7 +130,7 @@ def _shares(
             "pictures": len(scores),
             "above_30_db": int((scores > GOOD).sum()),
             "above_20_db": int((scores > RECOGNISABLE).sum()),
-            "mean_picture_above_20_db": int((guess > RECOGNISABLE).sum()),
+            "public_above_20_db": int((guess > RECOGNISABLE).sum()),
             "median_db": float(np.median(scores)),
         },
     )
@@ -198,8 +199,8 @@ def exact_linear(ground: Ground) -> Cells:
         client: fedsgd_update(model, private.images[client - 1 : client], private.labels[client - 1 : client])
         for client in range(1, clients + 1)
     }
-    guess = best_psnr(private.images, public.images.mean(axis=0)[None])
-    for defence in DEFENCES:
+    guess = best_psnr(private.images, np.concatenate([public.images, public.images.mean(axis=0)[None]]))
+    for defence in DEFENCES[:-1]:
         views = sums_seen(updates, defence, sample=clients)
         found = [
             invert_linear(
@@ -217,8 +218,3 @@ def exact_linear(ground: Ground) -> Cells:
             f"sum of {clients} clients with one picture each, {hidden} units",
         )  # fmt: skip
         yield defence, outcome
-
-
-def sum_of(updates: dict[int, Arrays], defence: str) -> SumView:
-    """The server's view of one round."""
-    return sum_under(updates, defence).server
