@@ -20,6 +20,7 @@ from dp import BudgetExceededError, PrivacyError
 from protocols import PolicyRefusal, ProtocolError
 
 from ._siblings import VERSION
+from .attack_command import add_attack
 from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
 
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--records", type=int, help="unit record: public total number of records")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
+    add_attack(commands)
     return parser
 
 

@@ -145,17 +145,21 @@ def _examine(
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
     constant = ((positive * high + negative * low + bias <= 0) | (positive * low + negative * high + bias >= 0)).mean()
     if constant > _CONSTANT_SHARE:
-        yield "constant units", (
-            f"{100 * constant:.0f} % of {units} units are dead or always on for inputs in [{low:g}, {high:g}], "
-            f"bound {100 * _CONSTANT_SHARE:.0f} %"
+        yield (
+            "constant units",
+            (
+                f"{100 * constant:.0f} % of {units} units are dead or always on for inputs in [{low:g}, {high:g}], "
+                f"bound {100 * _CONSTANT_SHARE:.0f} %"
+            ),
         )
 
     # How the units respond to inputs of unknown mean m >= 0 and unit spread: w.x has mean m * sum(w), spread |w|.
     pull = -bias / lengths
     rare = max((pull > _RARE_SIGMAS).mean(), _trapped(rows, bias, lengths))
     if rare > _RARE_SHARE and constant <= _CONSTANT_SHARE:
-        yield "rare units", (
-            f"{100 * rare:.0f} % of {units} units are silent for most inputs, bound {100 * _RARE_SHARE:.0f} %"
+        yield (
+            "rare units",
+            (f"{100 * rare:.0f} % of {units} units are silent for most inputs, bound {100 * _RARE_SHARE:.0f} %"),
         )
 
 

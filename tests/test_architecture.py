@@ -127,7 +127,7 @@ class TestModules:
                 assert ast.unparse(node.type) not in {"Exception", "BaseException"}, f"line {node.lineno}"
 
     def test_print_only_where_people_look(self, path: Path) -> None:
-        if path.name in {"cli.py", "terminal.py", "demo.py"}:
+        if path.name in {"cli.py", "terminal.py", "demo.py", "attack_command.py"}:
             return
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -113,9 +113,7 @@ def _planted(
         yield defence, _shares(attack, scores, guess[:seen], expectation, note)
 
 
-def _shares(
-    attack: str, scores: np.ndarray, guess: np.ndarray, expectation: Expectation, note: str
-) -> Outcome:
+def _shares(attack: str, scores: np.ndarray, guess: np.ndarray, expectation: Expectation, note: str) -> Outcome:
     """How many pictures are recognisable and better than any public picture, the mean included."""
     recovered = (scores > RECOGNISABLE) & (scores > guess + 1)
     return Outcome(
@@ -180,7 +178,9 @@ def model_inconsistency(ground: Ground) -> Cells:
             view: SumView = PlainView(vector=flat(updates[victim]))
         elif defence == "local":
             clip_norm = clip_norm_of(own, defence)
-            view = local_view(updates[victim], config_for(updates[victim], defence, clients=clients, clip_norm=clip_norm))
+            view = local_view(
+                updates[victim], config_for(updates[victim], defence, clients=clients, clip_norm=clip_norm)
+            )
         else:
             # The victim's norm, not the median over dead updates: the attack loses nothing to clipping.
             config = config_for(updates[victim], defence, clients=clients, clip_norm=clip_norm_of(own, "masked"))

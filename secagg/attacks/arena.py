@@ -98,9 +98,7 @@ def sums_seen(updates: Mapping[int, Arrays], defence: str, *, sample: int) -> li
         chosen = [updates[client] for client in sorted(updates)[:sample]]
         if defence == "plain":
             return [PlainView(vector=flat(update)) for update in chosen]
-        config = config_for(
-            chosen[0], defence, clients=max(len(updates), 3), clip_norm=clip_norm_of(updates, defence)
-        )
+        config = config_for(chosen[0], defence, clients=max(len(updates), 3), clip_norm=clip_norm_of(updates, defence))
         return [local_view(update, config) for update in chosen]
     return [sum_under(updates, defence).server]
 

@@ -101,15 +101,30 @@ def class_picture(
     view: FinalModelView,
     label: int,
     *,
-    input_shape: tuple[int, ...],
+    start: NDArray[np.floating],
     rand: RandomBytes | None = None,
-    steps: int = 300,
+    steps: int = 150,
+    pull: float = 0.3,
 ) -> NDArray[np.float64]:
-    """What the model takes for `label`: float64[*input_shape] in [0, 1], starting from grey."""
-    image = torch.full((1, *input_shape), 0.5, requires_grad=True)
+    """What the model takes for `label`.
+
+    Args:
+        view: the published model.
+        label: the class.
+        start: the mean of public pictures, in [0, 1]; the search is pulled back to it.
+        rand: not used; every attack takes it.
+        steps: of the search.
+        pull: weight of the squared distance to `start`.
+
+    Returns:
+        float64, of the shape of `start`, in [0, 1].
+    """
+    prior = torch.from_numpy(np.asarray(start, dtype=np.float32))[None]
+    image = prior.clone().requires_grad_()
     optimizer = torch.optim.Adam([image], lr=0.02)
     for _ in range(steps):
-        objective = nn.functional.cross_entropy(view.model(image), torch.tensor([label])) + 1e-3 * image.square().sum()
+        objective = nn.functional.cross_entropy(view.model(image), torch.tensor([label]))
+        objective = objective + pull * (image - prior).square().sum()
         (image.grad,) = torch.autograd.grad(objective, image)
         optimizer.step()
         with torch.no_grad():

@@ -110,7 +110,9 @@ def imprint_model(public: Images, *, bins: int, classes: int, sparse: bool, rand
     return Imprint(model=model, edges=edges, public=public, sparse=sparse)
 
 
-def imprint(view: Observed, knowledge: Imprint, *, rand: RandomBytes | None = None, noise_stddev: float = 0.0) -> Images:
+def imprint(
+    view: Observed, knowledge: Imprint, *, rand: RandomBytes | None = None, noise_stddev: float = 0.0
+) -> Images:
     """Reads the pictures out of a sum of gradients.
 
     Args:

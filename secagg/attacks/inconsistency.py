@@ -120,14 +120,14 @@ def send_two_models(
         for client in identities
     }
     clients = {
-        client: Client(
-            config, client, identity=identity, roster=roster, history=MemoryHistory(), inspect=inspect
-        )
+        client: Client(config, client, identity=identity, roster=roster, history=MemoryHistory(), inspect=inspect)
         for client, identity in identities.items()
     }
     refusals: dict[int, ProtocolError] = {}
 
-    def ask(message: Callable[[ClientId], Message], call: Callable[[ClientId, bytes], list[Event]]) -> dict[ClientId, list[Event]]:
+    def ask(
+        message: Callable[[ClientId], Message], call: Callable[[ClientId, bytes], list[Event]]
+    ) -> dict[ClientId, list[Event]]:
         """Everybody's answer to a message in the context that each expects."""
         answers = {}
         for client in clients:
@@ -140,7 +140,10 @@ def send_two_models(
 
     def frames(answers: Mapping[ClientId, list[Event]]) -> dict[ClientId, bytes]:
         return {
-            client: event.data for client, events in answers.items() for event in events if isinstance(event, SendMessage)
+            client: event.data
+            for client, events in answers.items()
+            for event in events
+            if isinstance(event, SendMessage)
         }
 
     def invitation(client: ClientId) -> Message:
@@ -148,9 +151,7 @@ def send_two_models(
         return Invitation(context=round_context(own, roster), sender=SERVER, round_id=round_id, model=own.model)
 
     try:
-        advertised = frames(
-            ask(invitation, lambda client, data: clients[client].begin(data, model=models[client]))
-        )
+        advertised = frames(ask(invitation, lambda client, data: clients[client].begin(data, model=models[client])))
         bundles = tuple(decode(advertised[client], AdvertiseKeys, limit=limit).bundle for client in sorted(advertised))
 
         def key_bundles(client: ClientId) -> Message:

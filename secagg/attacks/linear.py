@@ -67,9 +67,7 @@ class LinearKnowledge:
             raise ValueError(f"images must be in [1, {most}] for this layer, got {self.images}")
 
 
-def invert_linear(
-    view: Observed, knowledge: LinearKnowledge, *, rand: RandomBytes, tries: int = 40_000
-) -> FloatMatrix:
+def invert_linear(view: Observed, knowledge: LinearKnowledge, *, rand: RandomBytes, tries: int = 40_000) -> FloatMatrix:
     """The inputs of the layer.
 
     Args:

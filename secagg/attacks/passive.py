@@ -82,9 +82,7 @@ def sum_inversion(ground: Ground) -> Cells:
     clients = 4 if ground.smoke else 8
     # Digits whatever the ground: an exact sum of larger pictures takes minutes, not seconds.
     private, public = Ground(pictures=_small(ground.pictures), smoke=ground.smoke).deal(clients)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(private.side**2, 32), nn.Tanh(), nn.Linear(32, private.classes)
-    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(private.side**2, 32), nn.Tanh(), nn.Linear(32, private.classes))
     updates = _updates(model, private)
     prior = float(best_psnr(private.images, public.images.mean(axis=0)[None]).mean())
     for defence in HONEST:
@@ -168,9 +166,7 @@ def membership_in_a_sum(ground: Ground) -> Cells:
                 else:
                     seen = observe(sent, config, colluders=range(clients - present + 1, clients + 1))
                     view = seen.sybils
-                    pairs = MembershipKnowledge(
-                        first=first[: len(honest)], second=second[: len(honest)], crowd=crowd
-                    )
+                    pairs = MembershipKnowledge(first=first[: len(honest)], second=second[: len(honest)], crowd=crowd)
                     for index, score in enumerate(membership(view, pairs)):
                         scores[bool(coins[index])].append(float(score))
             beyond = present > assumed and defence != "local"  # local noise does not depend on others
@@ -255,7 +251,10 @@ def _disaggregation(ground: Ground) -> Cells:
     pictures = _small(ground.pictures)
     model = perceptron(pictures, 16)
     by_class = [np.flatnonzero(pictures.labels == label) for label in range(pictures.classes)]
-    owned = [np.concatenate([by_class[c % len(by_class)][:40], by_class[(c + 1) % len(by_class)][40:60]]) for c in range(clients)]  # noqa: E501
+    owned = [
+        np.concatenate([by_class[c % len(by_class)][:40], by_class[(c + 1) % len(by_class)][40:60]])
+        for c in range(clients)
+    ]  # noqa: E501
     whole = np.stack([flat(fedsgd_update(model, pictures.images[i], pictures.labels[i])) for i in owned])
     average = whole.mean(axis=0)
     prior = float(np.mean([cosine(average, truth) for truth in whole]))

@@ -55,9 +55,7 @@ class Pictures:
 
     def take(self, indices: NDArray[np.int64]) -> Pictures:
         """The pictures at `indices`, in that order."""
-        return Pictures(
-            name=self.name, images=self.images[indices], labels=self.labels[indices], classes=self.classes
-        )
+        return Pictures(name=self.name, images=self.images[indices], labels=self.labels[indices], classes=self.classes)
 
 
 def load_faces(side: int = 32) -> Pictures:

@@ -82,9 +82,7 @@ def trap_model(public: Images, *, units: int, batch: int, classes: int, rand: Ra
         planted.bias.copy_(torch.from_numpy(biases))
         head.weight.copy_(torch.from_numpy(normal((classes, units), rand=rand) / np.sqrt(units)))
         head.bias.zero_()
-    return Trap(
-        model=nn.Sequential(nn.Flatten(), planted, nn.ReLU(), head), units=units, input_shape=public.shape[1:]
-    )
+    return Trap(model=nn.Sequential(nn.Flatten(), planted, nn.ReLU(), head), units=units, input_shape=public.shape[1:])
 
 
 def trap(view: Observed, knowledge: Trap, *, rand: RandomBytes | None = None) -> Images:
