@@ -1,4 +1,4 @@
-"""`secagg attack`: the red team against the defences, as a table; exit code 1 if a defence that should hold does not."""
+"""`secagg attack`: the red team against the defences. Exit code 1 if a defence that should hold does not."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. The server chooses the model, and a planted one reads data through any mask and any binding. A client that is asked to
-   train should look at what it gets: `refuse_planted` as `Client(..., inspect=refuse_planted)` refuses the round.
+1. The server chooses the model, and a planted one reads data through any mask and any binding. A client that is asked
+   to train should look at what it gets: `refuse_planted` as `Client(..., inspect=refuse_planted)` refuses the round.
 2. Each check names something that published attacks plant and that neither initialisation nor training produces:
 
    | finding | planted by |
@@ -11,18 +11,19 @@ Rules:
    | `parallel rows`: many rows of a layer point the same way | imprint |
    | `rank one`: one direction holds nearly all of a layer | imprint with noise on top |
    | `constant units`: units that no input in range can switch | model inconsistency, dead or always-on units |
-   | `rare units`: biases that silence most units for most inputs | trap weights |
+   | `rare units`: most units of a layer are silent for most inputs | trap weights |
    | `rescaled layer`: weights far larger or smaller than any initialisation | gradient amplification, imprint bins |
    | `not finite` | anything |
 
-3. Findings are about named arrays alone; nothing is executed, and no data is read. A layer is an array of two or more
-   axes (output first) with the array of the same name ending in `bias`, if there is one.
+3. A layer is an array of two or more axes (output first) with the array of the same name ending in `bias`, if there is
+   one. Nothing is executed. A client may show the linter some of its own records: then rare units of layers that take
+   such records are counted, not inferred from how biases follow weights. Refusing then tells one bit about the records.
 
 Blind spots, stated because a linter invites false trust: it cannot see an attack that stays within the statistics of an
-ordinary model. Small random traps, decoders hidden in several layers (SEER, arXiv 2306.03013), a classification head
+ordinary model. Traps for few records (unless it is shown some), decoders hidden in several layers (SEER, arXiv 2306.03013), a classification head
 alone (Maui, arXiv 2509.11451), transformers made to memorise tokens (Decepticons) and a model that merely is overfit
-pass. So does an honest model whose exact sum can be inverted. Only noise bounds what a sum reveals; the linter makes the
-cheap attacks visible.
+pass. So does an honest model whose exact sum can be inverted. Only noise bounds what a sum reveals; the linter makes
+the cheap attacks visible.
 
 Example:
     >>> import numpy as np
@@ -53,7 +54,9 @@ _PARALLEL = 0.999  # cosine of two rows of one direction
 _PARALLEL_SHARE = 0.1  # of a layer's rows with a twin
 _ONE_DIRECTION = 0.98  # of a layer's energy
 _CONSTANT_SHARE = 0.1  # of a layer's units
-_RARE_SHARE, _RARE_SIGMAS = 0.8, 1.0
+_RARE_SHARE = 0.8  # of a layer's units
+_RARELY = 0.1  # of the records
+_FEWEST_TRAPS = 32  # units, for biases that follow weights by chance
 _SCALE = 30.0  # around 1 / sqrt(inputs), where every usual initialisation starts and training stays
 
 
@@ -75,12 +78,18 @@ class Finding:
         return f"{self.layer}: {self.kind}, {self.detail}"
 
 
-def lint(model: Arrays | nn.Module, *, input_range: tuple[float, float] = (-10.0, 10.0)) -> list[Finding]:
+def lint(
+    model: Arrays | nn.Module,
+    *,
+    input_range: tuple[float, float] = (-10.0, 10.0),
+    records: NDArray[np.floating] | None = None,
+) -> list[Finding]:
     """What is suspicious about a model.
 
     Args:
         model: named arrays as they arrive from the server, or a module.
-        input_range: what one input of any layer can be. Narrower for the first layer alone finds no less.
+        input_range: what one input of any layer can be.
+        records: float[n, ...], the client's own inputs as the first layer gets them, 10 or more to be of use.
 
     Returns:
         Findings in the order of the layers; an empty list is no proof of anything.
@@ -92,6 +101,7 @@ def lint(model: Arrays | nn.Module, *, input_range: tuple[float, float] = (-10.0
     if not low < high:
         raise ValueError(f"input_range ({low}, {high}) is empty")
     arrays = model if isinstance(model, Mapping) else _arrays_of(model)
+    shown = None if records is None else np.asarray(records, dtype=np.float64).reshape(len(records), -1)
     findings = []
     for name, array in arrays.items():
         values = np.asarray(array, dtype=np.float64)
@@ -103,24 +113,31 @@ def lint(model: Arrays | nn.Module, *, input_range: tuple[float, float] = (-10.0
             usable = bias is not None and np.shape(bias) == (len(rows),) and np.isfinite(bias).all()
             offsets = np.asarray(bias, dtype=np.float64) if usable else np.zeros(len(rows))
             findings += [
-                Finding(layer=name, kind=kind, detail=detail) for kind, detail in _examine(rows, offsets, low, high)
+                Finding(layer=name, kind=kind, detail=detail)
+                for kind, detail in _examine(rows, offsets, low, high, shown)
             ]
     return findings
 
 
-def refuse_planted(model: Arrays) -> None:
+def refuse_planted(model: Arrays, *, records: NDArray[np.floating] | None = None) -> None:
     """Refuses a model with findings; for `Client(..., inspect=refuse_planted)`.
+
+    With records of the client's own: `inspect=partial(refuse_planted, records=records)`.
 
     Raises:
         PolicyRefusal: names all findings.
     """
-    findings = lint(model)
+    findings = lint(model, records=records)
     if findings:
         raise PolicyRefusal("this client does not train a planted model: " + "; ".join(map(str, findings)))
 
 
 def _examine(
-    rows: NDArray[np.float64], bias: NDArray[np.float64], low: float, high: float
+    rows: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    low: float,
+    high: float,
+    records: NDArray[np.float64] | None,
 ) -> Iterator[tuple[str, str]]:
     """All checks of one layer: float64[units, inputs] and float64[units]."""
     lengths = np.linalg.norm(rows, axis=1)
@@ -153,9 +170,10 @@ def _examine(
             ),
         )
 
-    # How the units respond to inputs of unknown mean m >= 0 and unit spread: w.x has mean m * sum(w), spread |w|.
-    pull = -bias / lengths
-    rare = max((pull > _RARE_SIGMAS).mean(), _trapped(rows, bias, lengths))
+    if records is not None and records.shape[1] == inputs:
+        rare = float(((records @ rows.T + bias > 0).mean(axis=0) < _RARELY).mean())
+    else:
+        rare = _trapped(rows, bias, lengths) if units >= _FEWEST_TRAPS else 0.0
     if rare > _RARE_SHARE and constant <= _CONSTANT_SHARE:
         yield (
             "rare units",
@@ -166,14 +184,13 @@ def _examine(
 def _trapped(rows: NDArray[np.float64], bias: NDArray[np.float64], lengths: NDArray[np.float64]) -> float:
     """Share of units whose bias cancels the response to *some* common input level, and a margin more.
 
-    Biases fitted to public data are `-(m sum(w) + r |w|)`; ordinary ones know nothing of the weights.
+    Biases fitted to public data are about `-(level sum(w) + reach |w|)`; ordinary ones know nothing of the weights.
     """
-    sums = rows.sum(axis=1)
-    design = np.stack([sums, lengths], axis=1)
-    level, reach = np.linalg.lstsq(design, -bias, rcond=None)[0]
-    explained = 1 - np.sum((design @ (level, reach) + bias) ** 2) / max(float(np.sum(bias**2)), 1e-300)
+    design = np.stack([rows.sum(axis=1), lengths], axis=1)
+    fit = np.linalg.lstsq(design, -bias, rcond=None)[0]
+    unexplained = np.sum((design @ fit + bias) ** 2) / max(float(np.sum(bias**2)), 1e-300)
     strong = np.abs(bias) > 0.05 * lengths
-    return float(strong.mean()) if explained > 0.8 and reach > 0 else 0.0
+    return float(strong.mean()) if unexplained < 0.2 and fit[1] > 0 else 0.0
 
 
 def _share_with_twin(directions: NDArray[np.float64]) -> float:

@@ -1,8 +1,8 @@
-"""The imprint attack: a planted layer that sorts pictures into bins, so that a sum over many clients falls apart.
+"""The imprint attack: a planted layer that sorts pictures into bins, so that the sum of many clients falls apart.
 
 Rules:
 
-1. The server sends *the same* planted model to everybody. Masking hides who sent what and nothing else: the attack reads
+1. The server sends *the same* planted model to everybody. Masking hides who sent what, nothing else: the attack reads
    the sum. Binding the model changes nothing either. Only noise, or a client that looks at the model, stops it.
 2. Every row of the planted layer measures the same thing, the mean brightness, and row i fires above the i-th quantile
    of public pictures. The difference of neighbouring rows' gradients then holds the pictures of one bin alone; a bin
@@ -25,6 +25,7 @@ Example::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,9 +88,9 @@ def imprint_model(public: Images, *, bins: int, classes: int, sparse: bool, rand
     shape = public.shape[1:]
     brightness = public.reshape(len(public), -1).mean(axis=1)
     # A normal law smooths the quantiles, so that a few public pictures are enough for many bins.
-    law = torch.distributions.Normal(float(brightness.mean()), float(brightness.std()) + 1e-9)
-    levels = torch.linspace(0, 1, bins + 1, dtype=torch.float64).clamp(0.25 / bins, 1 - 0.25 / bins)
-    edges: FloatVector = np.maximum.accumulate(law.icdf(levels).numpy())
+    law = NormalDist(float(brightness.mean()), float(brightness.std()) + 1e-9)
+    levels = np.linspace(0, 1, bins + 1).clip(0.25 / bins, 1 - 0.25 / bins)
+    edges = np.array([law.inv_cdf(level) for level in levels])
     pixels = int(np.prod(shape))
     low, width = torch.from_numpy(edges[:-1]), torch.from_numpy(np.diff(edges))
     rows = torch.full((bins, pixels), 1 / pixels, dtype=torch.float64)
@@ -152,7 +153,8 @@ def imprint(
     if noise_stddev:
         deviation = np.abs(np.nan_to_num(scale, posinf=1e6, neginf=1e6)) * noise / np.sqrt(pixels)
         images = wiener(images, deviation, knowledge.public.reshape(-1, pixels))
-    return images.clip(0, 1).reshape(-1, *knowledge.input_shape)
+    pictures: Images = images.clip(0, 1).reshape(-1, *knowledge.input_shape)
+    return pictures
 
 
 def wiener(noisy: FloatMatrix, stddev: FloatVector, public: FloatMatrix) -> FloatMatrix:

@@ -1,4 +1,4 @@
-"""Model inconsistency: one client gets the real model, all others one whose units are dead, and the sum is the victim's.
+"""Model inconsistency: one client gets the real model, all others a dead one, and the sum is the victim's.
 
 Rules:
 

@@ -104,7 +104,7 @@ def invert_linear(view: Observed, knowledge: LinearKnowledge, *, rand: RandomByt
 
 def _sparse_columns(left: FloatMatrix, tries: int, rand: RandomBytes) -> FloatMatrix:
     """float64[c, b], c <= b: mixing vectors of the sparsest, linearly independent directions that were found."""
-    units, images = left.shape
+    images = left.shape[1]
     largest = np.abs(left).max()
     active = np.flatnonzero(np.abs(left).max(axis=1) > _SILENT * largest)  # silent for all pictures: says nothing
     if len(active) < images:

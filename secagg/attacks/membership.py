@@ -115,7 +115,7 @@ def membership(view: SumView, knowledge: MembershipKnowledge, *, rand: RandomByt
 
 
 def auc_bound(sensitivity: float, noise_stddev: float) -> float:
-    """Largest area under the curve of any test between sums that differ by `sensitivity` in L2, under Gaussian noise."""
+    """Largest area under any test's curve between sums that differ by `sensitivity` in L2, under Gaussian noise."""
     if noise_stddev <= 0:
         return 1.0
     # Phi(mu / sqrt 2) with mu = sensitivity / noise_stddev.

@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """`leaks` or `holds`; `broken` for a defence that should have held, `weak attack` for one that should have won."""
+        """`leaks` or `holds`; `broken` if a defence should have held, `weak attack` if the attack should have won."""
         if self.succeeded:
             return "broken" if self.expectation is Expectation.HOLDS else "leaks"
         return "weak attack" if self.expectation is Expectation.LEAKS else "holds"

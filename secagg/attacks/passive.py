@@ -6,7 +6,6 @@ Binding and inspecting an honest model change nothing: the last column is that o
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from .outcome import Expectation, Outcome
 from .pictures import Images, Pictures, fedsgd_update
 from .rounds import difference, disaggregate
 from .scoring import auc, best_psnr, cosine
-from .views import Observed, PlainView, RoundViews, ServerView, SumView, flat, observe
+from .views import Observed, PlainView, ServerView, SumView, flat, observe
 from .words import EmbeddingKnowledge, word_scores
 
 HONEST = tuple(defence for defence in DEFENCES if defence != "bound")
@@ -254,7 +253,7 @@ def _disaggregation(ground: Ground) -> Cells:
     owned = [
         np.concatenate([by_class[c % len(by_class)][:40], by_class[(c + 1) % len(by_class)][40:60]])
         for c in range(clients)
-    ]  # noqa: E501
+    ]
     whole = np.stack([flat(fedsgd_update(model, pictures.images[i], pictures.labels[i])) for i in owned])
     average = whole.mean(axis=0)
     prior = float(np.mean([cosine(average, truth) for truth in whole]))
@@ -290,7 +289,7 @@ def _disaggregation(ground: Ground) -> Cells:
             prior=max(prior, 0.0),
             threshold=max(prior, 0.0) + 0.05,
             expectation=LEAKING if defence == "masked" else PROTECTING,
-            note=f"{rounds} rounds, {clients} clients of which {absent} are absent in each; noise for all rounds together",
+            note=f"{rounds} rounds, {clients} clients, {absent} of them absent in each; one budget for all rounds",
         )
         yield defence, outcome
 

@@ -51,7 +51,7 @@ class Pictures:
     @property
     def side(self) -> int:
         """Pixels on each side."""
-        return self.images.shape[1]
+        return int(self.images.shape[1])
 
     def take(self, indices: NDArray[np.int64]) -> Pictures:
         """The pictures at `indices`, in that order."""

@@ -60,5 +60,5 @@ def disaggregate(
         raise ValueError("there are no rounds to look at")
     participation = np.array([[client in view.survivors for client in clients] for view in views], dtype=np.float64)
     sums = np.stack([view.vector for view in views])
-    parts: FloatMatrix = np.linalg.lstsq(participation, sums, rcond=None)[0]
+    parts: FloatMatrix = np.linalg.lstsq(participation, sums, rcond=None)[0].astype(np.float64)
     return parts

@@ -19,6 +19,7 @@ Example::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def trap_model(public: Images, *, units: int, batch: int, classes: int, rand: Ra
     rows = normal((units, pixels), rand=rand)
     response = public.reshape(len(public), pixels) @ rows.T
     # A normal law extends the quantiles beyond the few public pictures.
-    reach = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - 1 / (batch + 1))))
+    reach = NormalDist().inv_cdf(1 - 1 / (batch + 1))
     biases = -(response.mean(axis=0) + reach * response.std(axis=0))
     planted, head = nn.Linear(pixels, units), nn.Linear(units, classes)
     with torch.no_grad():

@@ -225,7 +225,7 @@ def observe(
 
 
 def noise_stddev(config: AggregationConfig, *, shares: int) -> float:
-    """Standard deviation per coordinate, in units of the update, of the noise of `shares` clients; 0 without privacy."""
+    """Standard deviation per coordinate, in units of the update, of `shares` clients' noise; 0 without privacy."""
     if config.mechanism is None:
         return 0.0
     return math.sqrt(shares * config.mechanism.share_variance) * config.privacy.clip_norm / config.encoder.int_bound

@@ -7,8 +7,8 @@ Rules:
 2. Dense noise fills all rows and ends it. Noise on used rows only, or leaving out zero rows to save bytes, brings the
    leak back: this library does neither.
 
-Sources: Melis et al. 2019 ("Exploiting Unintended Feature Leakage in Collaborative Learning", arXiv 1805.04049), section
-on embeddings; Fowl et al. 2023 ("Decepticons", arXiv 2201.12675) go on to whole sentences.
+Sources: Melis et al. 2019 ("Exploiting Unintended Feature Leakage in Collaborative Learning", arXiv 1805.04049), on
+embeddings; Fowl et al. 2023 ("Decepticons", arXiv 2201.12675) go on to whole sentences.
 """
 
 from __future__ import annotations
