@@ -20,10 +20,10 @@ Rules:
    such records are counted, not inferred from how biases follow weights. Refusing then tells one bit about the records.
 
 Blind spots, stated because a linter invites false trust: it cannot see an attack that stays within the statistics of an
-ordinary model. Traps for few records (unless it is shown some), decoders hidden in several layers (SEER, arXiv 2306.03013), a classification head
-alone (Maui, arXiv 2509.11451), transformers made to memorise tokens (Decepticons) and a model that merely is overfit
-pass. So does an honest model whose exact sum can be inverted. Only noise bounds what a sum reveals; the linter makes
-the cheap attacks visible.
+ordinary model. Traps for few records (unless it is shown some), decoders hidden in several layers (SEER, arXiv
+2306.03013), a classification head alone (Maui, arXiv 2509.11451), transformers made to memorise tokens (Decepticons)
+and a model that merely is overfit pass. So does an honest model whose exact sum can be inverted. Only noise bounds what
+a sum reveals; the linter makes the cheap attacks visible.
 
 Example:
     >>> import numpy as np

@@ -104,10 +104,10 @@ def test_traps_are_seen_at_any_scale():
     assert "rare units" in kinds(scaled)
 
 
-@pytest.mark.parametrize("batch", [10, 30])
+@pytest.mark.parametrize("batch", [20, 40])
 def test_traps_for_few_records_are_seen_by_who_shows_some(batch):
     planted = trap_model(DIGITS.images[:200], units=100, batch=batch, classes=10, rand=np.random.default_rng(0).bytes)
-    assert "rare units" in kinds(planted.model, records=DIGITS.images[200:260])
+    assert "rare units" in kinds(planted.model, records=DIGITS.images[200:300])
 
 
 def test_dead_and_amplified_models_are_seen():
@@ -132,7 +132,7 @@ def test_zero_layers_and_twins_below_the_bound_are_ordinary():
 
 def test_refusal_names_every_finding():
     planted = {"w": np.ones((8, 64), dtype=np.float32), "v": np.full((8, 64), np.inf, dtype=np.float32)}
-    with pytest.raises(PolicyRefusal, match="w: parallel rows.*w: rank one.*v: not finite"):
+    with pytest.raises(PolicyRefusal, match=r"w: parallel rows.*w: rank one.*v: not finite"):
         refuse_planted(planted)
 
 

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-import secagg  # noqa: E402
-from secagg.attacks import active, arena, pictures  # noqa: E402
-from secagg.attacks.matrix import EXPERIMENTS, run_matrix  # noqa: E402
-from secagg.attacks.pictures import digit_pictures, load_faces, load_pictures  # noqa: E402
-from secagg.cli import main  # noqa: E402
-from secagg.datasets import DatasetError  # noqa: E402
+import secagg
+from secagg.attacks import active, arena, pictures
+from secagg.attacks.matrix import EXPERIMENTS, run_matrix
+from secagg.attacks.pictures import digit_pictures, load_faces, load_pictures
+from secagg.cli import main
+from secagg.datasets import DatasetError
 
 SCHEMA = json.loads((Path(secagg.__file__).parent / "schema.json").read_text())
 

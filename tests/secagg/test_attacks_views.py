@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from secagg import AggregationConfig, ClientLevel, NoPrivacy  # noqa: E402
-from secagg.attacks.outcome import Expectation, Outcome  # noqa: E402
-from secagg.attacks.views import PlainView, flat, noise_stddev, observe  # noqa: E402
+from secagg import AggregationConfig, ClientLevel, NoPrivacy
+from secagg.attacks.outcome import Expectation, Outcome
+from secagg.attacks.views import PlainView, flat, noise_stddev, observe
 
 LENGTH = 40
 
