@@ -9,7 +9,7 @@ Rules:
 
 | adversary | module | attack |
 |---|---|---|
-| reads one update or an exact sum | `inversion`, `linear` | pictures by gradient matching; exactly, behind a linear layer |
+| reads one update or an exact sum | `inversion`, `linear` | pictures, by gradient matching or exactly |
 | | `membership` | which of two candidates a client used |
 | | `words`, `inversion.infer_labels` | words typed; labels |
 | plants a model | `imprint`, `trap` | pictures, one bin or one unit each |

@@ -13,7 +13,7 @@ Noise is that of one round at `EPSILON`, `DELTA`: about the size of the clip nor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -65,12 +65,10 @@ def clip_norm_of(updates: Mapping[int, Arrays], defence: str) -> float:
     return max(norms) * _HEADROOM if defence == "masked" else float(np.median(norms)) + 1e-12
 
 
-def sum_under(updates: Mapping[int, Arrays], defence: str, *, colluders: Collection[int] = ()) -> RoundViews:
+def sum_under(updates: Mapping[int, Arrays], defence: str, *, epsilon: float = EPSILON) -> RoundViews:
     """One real round of `masked`, `noised` or `bound` over clients 1 to n."""
-    config = config_for(
-        next(iter(updates.values())), defence, clients=len(updates), clip_norm=clip_norm_of(updates, defence)
-    )
-    return observe(updates, config, colluders=colluders)
+    like, clip_norm = next(iter(updates.values())), clip_norm_of(updates, defence)
+    return observe(updates, config_for(like, defence, clients=len(updates), clip_norm=clip_norm, epsilon=epsilon))
 
 
 def local_view(update: Arrays, config: AggregationConfig) -> PlainView:

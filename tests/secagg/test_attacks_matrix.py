@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 import secagg
-from secagg.attacks import active, arena, pictures
+from secagg.attacks import arena, passive, pictures
 from secagg.attacks.matrix import EXPERIMENTS, run_matrix
 from secagg.attacks.pictures import digit_pictures, load_faces, load_pictures
 from secagg.cli import main
@@ -49,7 +49,7 @@ def test_json_is_one_object_with_the_documented_keys_and_the_report_is_the_same(
 def test_a_defence_without_its_noise_is_a_finding(monkeypatch, capsys):
     """The seeded fault: the noised round forgets its noise."""
     monkeypatch.setattr(
-        active, "sums_seen", lambda updates, _, sample: arena.sums_seen(updates, "masked", sample=sample)
+        passive, "sums_seen", lambda updates, _, sample: arena.sums_seen(updates, "masked", sample=sample)
     )
     assert main(["attack", "linear", "--smoke"]) == 1
     printed = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_a_defence_without_its_noise_is_a_finding(monkeypatch, capsys):
 
 
 def test_an_attack_that_does_not_work_is_said_to_be_weak(monkeypatch, capsys):
-    monkeypatch.setattr(active, "invert_linear", lambda *_, **__: np.empty((0, 64)))
+    monkeypatch.setattr(passive, "invert_linear", lambda *_, **__: np.empty((0, 64)))
     assert main(["attack", "linear", "--smoke"]) == 0
     assert "weak attack: exact inversion of a linear layer against masked" in capsys.readouterr().out
 

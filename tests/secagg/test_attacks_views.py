@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from secagg import AggregationConfig, ClientLevel, NoPrivacy
+from secagg import AggregationConfig, ClientLevel, NoPrivacy, Simulation
 from secagg.attacks.outcome import Expectation, Outcome
 from secagg.attacks.views import PlainView, flat, noise_stddev, observe
 
@@ -49,6 +49,16 @@ def test_a_masked_vector_is_not_the_update_and_never_the_same_twice():
         assert abs(np.corrcoef(masked, flat(sent[3]))[0, 1]) < 0.7
         assert np.abs(masked).max() > 0.5 * room  # it fills the ring
     assert not np.isclose(first, second).any()
+
+
+def test_a_contribution_is_known_only_after_it_was_made():
+    agreed = config()
+    parties = Simulation(agreed, clients=range(1, 7))
+    for client in (3, 99):
+        with pytest.raises(ValueError, match=f"client {client} has not contributed"):
+            parties.contribution(client)
+    observe(updates(agreed), agreed, simulation=parties)
+    assert len(parties.contribution(3)) == LENGTH
 
 
 def test_a_client_without_masked_vector_is_named():
