@@ -14,7 +14,7 @@ from dp import FloatVector
 from ..adapters.torch import parameters_of
 from ..layout import Arrays
 from .arena import DEFENCES, clip_norm_of, config_for, local_view, refusal_of_model, sum_under, sums_seen
-from .chance import order
+from .chance import normal, order
 from .imprint import expected_alone, imprint, imprint_model
 from .inconsistency import dead_copy, send_two_models
 from .linear import LinearKnowledge, invert_linear
@@ -28,6 +28,7 @@ Cells = Iterator[tuple[str, Outcome]]
 
 RECOGNISABLE, GOOD = 20.0, 30.0  # dB
 _TOKEN_EPSILON = 50_000.0
+_MARGIN = 2.0  # dB above the best guess
 _LUCK = 0.1  # share of pictures that may pass by chance: the best of many guesses is taken
 
 
@@ -121,11 +122,20 @@ def _planted(
             if refusal is not None:
                 yield defence, recovered(attack, np.zeros_like(guess), guess, expectation, f"refused: {refusal}")
                 continue
-        views = sums_seen(updates, defence, sample=10)
-        found = np.concatenate([read(view) for view in views])
-        seen = len(private.labels) if len(views) == 1 else len(views)
-        scores = best_psnr(private.images[:seen], found)
-        yield defence, recovered(attack, scores, guess[:seen], expectation, note)
+        views = sums_seen(updates, defence, sample=20)
+        # One sum for all pictures, or for each picture the update that its client sent.
+        truths = [private.images] if len(views) == 1 else np.split(private.images[: len(views)], len(views))
+        scores = np.concatenate([best_psnr(truth, read(view)) for truth, view in zip(truths, views, strict=True)])
+        luck = np.concatenate(
+            [best_psnr(truth, read(_silence(view))) for truth, view in zip(truths, views, strict=True)]
+        )
+        yield defence, recovered(attack, scores, np.maximum(guess[: len(scores)], luck), expectation, note)
+
+
+def _silence(view: SumView) -> PlainView:
+    """A view of the same noise and nothing else: as many guesses, none of them informed."""
+    noise = view.noise_stddev * normal((len(view.vector),), rand=os.urandom)
+    return PlainView(vector=noise, noise_stddev=view.noise_stddev, clients=view.clients)
 
 
 def best_public(private: Pictures, public: Pictures) -> FloatVector:
@@ -134,12 +144,12 @@ def best_public(private: Pictures, public: Pictures) -> FloatVector:
 
 
 def recovered(attack: str, scores: np.ndarray, guess: np.ndarray, expectation: Expectation, note: str) -> Outcome:
-    """How many pictures are recognisable and better than any public picture, the mean included."""
-    recovered = (scores > RECOGNISABLE) & (scores > guess + 1)
+    """How many pictures are recognisable and closer to the truth than the best guess."""
+    better = (scores > RECOGNISABLE) & (scores > guess + _MARGIN)
     return Outcome(
         attack=attack,
-        metric="share of pictures above 20 dB and above any public one",
-        value=float(recovered.mean()),
+        metric="share of pictures above 20 dB and 2 dB above the best guess",
+        value=float(better.mean()),
         prior=0.0,
         threshold=_LUCK,
         expectation=expectation,
@@ -148,7 +158,7 @@ def recovered(attack: str, scores: np.ndarray, guess: np.ndarray, expectation: E
             "pictures": len(scores),
             "above_30_db": int((scores > GOOD).sum()),
             "above_20_db": int((scores > RECOGNISABLE).sum()),
-            "public_above_20_db": int((guess > RECOGNISABLE).sum()),
+            "guess_above_20_db": int((guess > RECOGNISABLE).sum()),
             "median_db": float(np.median(scores)),
         },
     )
