@@ -18,7 +18,7 @@ _TITLES = {
 }
 
 
-def add_attack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_attack_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the subcommand."""
     attack = commands.add_parser(
         "attack",

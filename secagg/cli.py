@@ -16,18 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from dp import BudgetExceededError, PrivacyError
+from dp import LAWS, BudgetExceededError, PrivacyError
 from protocols import PolicyRefusal, ProtocolError
 
 from ._siblings import VERSION
-from .attack_command import add_attack
-from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
+from .config import DROPOUT_NOISE, MAX_SILOS, AggregationConfig
+from .privacy import UNITS, privacy_unit
 
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
-UNIT_OPTIONS = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
-PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "modulus_bits", "unit", *UNIT_OPTIONS)
+UNIT_OPTIONS = (
+    "clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records", "rounding", "record_clip_norm",
+    "local_steps",
+)  # fmt: skip
+CHOICES = ("modulus_bits", "noise_law", "dropout_noise")  # whose defaults are the configuration's own
+PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "unit", *CHOICES, *UNIT_OPTIONS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,39 +78,50 @@ def _parser() -> argparse.ArgumentParser:
         help="derive and explain every number of a configuration",
         description="States threshold, ring, noise, epsilon ladder, bytes and expected error, each with its reason.",
     )
-    plan.add_argument(
-        "--config", type=Path, help="TOML file instead of the options below (see AggregationConfig.from_toml)"
-    )
-    plan.add_argument("--dimension", type=int, required=True, help="number of parameters of the model")
-    plan.add_argument("--clients", type=int, help="clients in a round")
-    plan.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
-    plan.add_argument("--max-colluders", type=int, help="clients that may work with the server")
-    plan.add_argument("--modulus-bits", type=int, help="bits of a masked coordinate (default: 32)")
-    plan.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
-    plan.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
-    plan.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
-    plan.add_argument("--delta", type=float, help="failure probability of the guarantee")
-    plan.add_argument("--rounds", type=int, help="rounds that share the budget")
-    plan.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
-    plan.add_argument("--records", type=int, help="unit record: public total number of records")
+    add_config_options(plan)
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
-    add_attack(commands)
+
+    from .attack_command import add_attack_command
+    from .audit_command import add_audit_command
+    from .ledger_command import add_ledger_command
+
+    add_attack_command(commands)
+    add_ledger_command(commands)
+    add_audit_command(commands)
     return parser
 
 
-def _plan(options: argparse.Namespace) -> int:
-    if options.dimension < 1:
-        raise ValueError(f"--dimension must be at least 1, got {options.dimension}")
-    like = {"model": np.broadcast_to(np.float32(0), (options.dimension,))}
-    given = [f"--{name.replace('_', '-')}" for name in PLAN_OPTIONS if getattr(options, name) is not None]
-    if options.config is not None and given:
-        raise ValueError(f"--config says it all: leave out {', '.join(given)}, or the file")
-    config = (
-        _config_from_options(options, like)
-        if options.config is None
-        else AggregationConfig.from_toml(options.config, like=like)
+def add_config_options(command: argparse.ArgumentParser) -> None:
+    """What states a configuration: a file, or numbers; `read_config` reads it."""
+    command.add_argument(
+        "--config", type=Path, help="TOML file instead of the options below (see AggregationConfig.from_toml)"
     )
+    command.add_argument("--dimension", type=int, required=True, help="number of parameters of the model")
+    command.add_argument("--clients", type=int, help="clients in a round")
+    command.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
+    command.add_argument("--max-colluders", type=int, help="clients that may work with the server")
+    command.add_argument("--modulus-bits", type=int, help="bits of a masked coordinate (default: 32)")
+    command.add_argument("--noise-law", choices=sorted(LAWS), help="law of the noise shares (default: skellam)")
+    command.add_argument(
+        "--dropout-noise",
+        choices=DROPOUT_NOISE,
+        help="worst_case (default): every share is sized for the worst round; removable: what is too much is taken out",
+    )
+    command.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
+    command.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
+    command.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
+    command.add_argument("--delta", type=float, help="failure probability of the guarantee")
+    command.add_argument("--rounds", type=int, help="rounds that share the budget")
+    command.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
+    command.add_argument("--records", type=int, help="units of records: public number of records")
+    command.add_argument("--rounding", choices=("exact", "sum"), help="units of records: what is rounded")
+    command.add_argument("--record-clip-norm", type=float, help="unit local_record: L2 clip of one record's gradient")
+    command.add_argument("--local-steps", type=int, help="unit local_record: steps of one client in a round")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = read_config(options)
     lines = config.explain()
     if options.json:
         derived: dict[str, Any] = {}
@@ -129,11 +144,24 @@ def _plan(options: argparse.Namespace) -> int:
     return DONE
 
 
+def read_config(options: argparse.Namespace) -> AggregationConfig:
+    """The configuration that the options of `add_config_options` state; `ValueError` if they do not state one."""
+    if options.dimension < 1:
+        raise ValueError(f"--dimension must be at least 1, got {options.dimension}")
+    like = {"model": np.broadcast_to(np.float32(0), (options.dimension,))}
+    given = [f"--{name.replace('_', '-')}" for name in PLAN_OPTIONS if getattr(options, name) is not None]
+    if options.config is not None and given:
+        raise ValueError(f"--config says it all: leave out {', '.join(given)}, or the file")
+    if options.config is None:
+        return _config_from_options(options, like)
+    return AggregationConfig.from_toml(options.config, like=like)
+
+
 def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -> AggregationConfig:
     needed = ("clients", "max_dropouts", "max_colluders", "unit")
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
     if missing:
-        raise ValueError(f"plan needs --config, or also {', '.join(missing)}")
+        raise ValueError(f"a configuration needs --config, or also {', '.join(missing)}")
     unit = {name: getattr(options, name) for name in UNIT_OPTIONS if getattr(options, name) is not None}
     preset = AggregationConfig.cross_silo if options.clients <= MAX_SILOS else AggregationConfig.cross_device
     return preset(
@@ -142,7 +170,7 @@ def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -
         max_dropouts=options.max_dropouts,
         max_colluders=options.max_colluders,
         privacy=privacy_unit({"unit": options.unit, **unit}),
-        modulus_bits=32 if options.modulus_bits is None else options.modulus_bits,
+        **{name: getattr(options, name) for name in CHOICES if getattr(options, name) is not None},
     )
 
 
@@ -169,7 +197,7 @@ def config_facts(config: AggregationConfig) -> dict[str, Any]:
         "dimension": config.layout.length,
         "unit": privacy.unit,
         "adjacency": privacy.adjacency,
-        "clip_norm": privacy.clip_norm,
+        "clip_norm": config.clip_norm,
         "epsilon": privacy.epsilon,
         "delta": getattr(privacy, "delta", None),
         "rounds": getattr(privacy, "rounds", None),
@@ -195,6 +223,8 @@ def finite(value: Any) -> Any:
 
 def readable(value: object) -> str:
     """A number for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,14 +51,24 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
     return Simulation(config, clients=updates).round(updates, drop=drop)
 
 
-class _ObservedClient(Client):
-    """A client whose unmasked vector the simulation keeps, to compare sums."""
+class ObservedClient(Client):
+    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is added."""
 
-    prepared: UInt32Vector
+    prepared: UInt32Vector | None = None
+    seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
-        self.prepared = super().prepare(update)
-        return self.prepared
+        """As its parent does, and remembers the result."""
+        if self.config.removable:
+            self.seeds = self._live().removable_seeds
+        self.prepared = prepared = super().prepare(update)
+        return prepared
+
+    def add_prepared(self, total: UInt32Vector) -> None:
+        """Adds the vector to a sum, and forgets it."""
+        if self.prepared is not None:
+            np.add(total, self.prepared, out=total)
+        self.prepared = None
 
 
 class Simulation:
@@ -76,6 +87,8 @@ class Simulation:
         ValueError: the clients are not as many as the configuration says.
     """
 
+    client_type: ClassVar[type[ObservedClient]] = ObservedClient
+
     def __init__(
         self, config: AggregationConfig, *, clients: Iterable[int], ledger_directory: str | Path | None = None
     ) -> None:
@@ -89,13 +102,14 @@ class Simulation:
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
+        groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
-            client: _ObservedClient(
+            client: self.client_type(
                 config,
                 client,
                 identity=identities[client],
                 roster=self._roster,
-                history=MemoryHistory(),
+                history=MemoryHistory(groups=groups),
                 ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
@@ -132,7 +146,7 @@ class Simulation:
                     + ", ".join(phase.value for phase in SERVER_PHASES)
                 )
         server = self._server
-        plain_sum = np.zeros(self.config.layout.length, dtype=np.uint32)
+        plain_sum = np.zeros(self.config.length, dtype=np.uint32)
 
         def deliver(client: ClientId, call: Callable[[], list[Event]]) -> None:
             """Runs one call of a client, and what follows from it, until the client falls silent."""
@@ -152,12 +166,15 @@ class Simulation:
                             tap(client, server.phase, data)
                         accepted = not server.receive(client, data)
                         if accepted and server.phase is Phase.MASKED_INPUT:
-                            np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
+                            self._clients[client].add_prepared(plain_sum)
+
+        def begin(client: Client, invitation: bytes) -> list[Event]:
+            return client.begin(invitation, model=model, clip_norm=server.config.clip_norm)
 
         try:
             for message in server.begin(model):
                 if message.to is not None:
-                    deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
+                    deliver(message.to, partial(begin, self._clients[message.to], message.data))
             while True:
                 for event in server.close_phase():
                     match event:
@@ -172,17 +189,10 @@ class Simulation:
             for party in self._clients.values():
                 party.abandon()
 
-    def contribution(self, client: int) -> UInt32Vector:
-        """What a client put into the sum in its last round, before masking: known to that client alone.
-
-        Raises:
-            ValueError: the client has not contributed yet.
-        """
-        party = self._clients.get(ClientId(client))
-        prepared: UInt32Vector | None = getattr(party, "prepared", None)
-        if prepared is None:
-            raise ValueError(f"client {client} has not contributed")
-        return prepared
+    @property
+    def seed(self) -> bytes:
+        """The public seed of the present or last round's rotation, for clients that rotate by themselves."""
+        return self._server.seed
 
     def close(self) -> None:
         """Closes all ledgers."""
@@ -192,10 +202,12 @@ class Simulation:
 
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
-        plain, _ = finish(
-            plain_sum & np.uint32(2**self.config.modulus_bits - 1), self.config, survivors=len(result.survivors)
-        )
-        if not np.array_equal(plain, result.total):
+        words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
+        dropouts = self.config.clients - len(result.survivors)
+        removed = {client: self._clients[client].seeds[dropouts:] for client in result.survivors}
+        seed = self._server.seed
+        plain = finish(words, self.config, survivors=result.survivors, removed=removed, seed=seed)
+        if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 

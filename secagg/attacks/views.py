@@ -31,7 +31,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,14 +38,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import FloatVector, UInt32Vector, from_ring
+from dp import FloatVector, UInt32Vector
 from protocols import ClientId, Phase
 from protocols.primitives.keys import SIGNATURE_BYTES
 from protocols.primitives.packing import unpack, word_dtype
 
 from ..config import AggregationConfig
 from ..layout import Arrays
-from ..simulation import DropPlan, Simulation, UpdateSource
+from ..pipeline import Update, lift
+from ..simulation import DropPlan, ObservedClient, Simulation, UpdateSource
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,6 +72,7 @@ class NetworkView:
 
     messages: tuple[tuple[int, Phase, bytes], ...]
     config: AggregationConfig
+    seed: bytes = b""  # of the round's rotation, which is public
 
     def masked(self, client: int) -> FloatVector:
         """The masked vector of a client, decoded as if it were not masked: float64[p].
@@ -84,8 +85,8 @@ class NetworkView:
                 size = self.config.upload_bytes
                 tail = data[-SIGNATURE_BYTES - size : -SIGNATURE_BYTES]
                 bits = self.config.modulus_bits
-                words = unpack(np.frombuffer(tail, word_dtype(bits)), self.config.layout.length, bits)
-                return _decoded(words, self.config, clients=1)
+                words = unpack(np.frombuffer(tail, word_dtype(bits)), self.config.length, bits)
+                return _decoded(words, self.config, seed=self.seed)
         raise ValueError(f"no masked vector of client {client} was seen")
 
 
@@ -115,7 +116,7 @@ class ServerView:
     @property
     def noise_stddev(self) -> float:
         """Standard deviation of the noise per coordinate; the configuration makes it public."""
-        return noise_stddev(self.config, shares=self.clients)
+        return self.config.noise_stddev(self.clients)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -179,6 +180,34 @@ def flat(view: Observed) -> FloatVector:
     return np.concatenate([np.asarray(array, dtype=np.float64).ravel() for array in arrays])
 
 
+class _TellingClient(ObservedClient):
+    """A client that remembers what it put into the last sum, and would tell its friends."""
+
+    contribution: UInt32Vector | None = None
+
+    def prepare(self, update: Update) -> UInt32Vector:
+        """As its parent does, and remembers the result."""
+        self.contribution = prepared = super().prepare(update)
+        return prepared
+
+
+class Parties(Simulation):
+    """Real parties over many rounds, any of whose clients may turn out to work with the adversary."""
+
+    client_type = _TellingClient
+
+    def contribution(self, client: int) -> UInt32Vector:
+        """What a client put into its last sum, noise included, before masking: known to that client alone.
+
+        Raises:
+            ValueError: the client has not contributed.
+        """
+        party = self._clients.get(ClientId(client))
+        if not isinstance(party, _TellingClient) or party.contribution is None:
+            raise ValueError(f"client {client} has not contributed")
+        return party.contribution
+
+
 def observe(
     updates: UpdateSource,
     config: AggregationConfig,
@@ -186,7 +215,7 @@ def observe(
     model: Arrays | None = None,
     drop: DropPlan = (),
     colluders: Collection[int] = (),
-    simulation: Simulation | None = None,
+    simulation: Parties | None = None,
 ) -> RoundViews:
     """One real round, with an ear on the wire.
 
@@ -201,19 +230,20 @@ def observe(
     Raises:
         Everything that `Simulation.round` raises: a refused round gives no view.
     """
-    parties = Simulation(config, clients=range(1, config.clients + 1)) if simulation is None else simulation
+    parties = Parties(config, clients=range(1, config.clients + 1)) if simulation is None else simulation
     heard: list[tuple[int, Phase, bytes]] = []
     result = parties.round(
         updates, drop=drop, model=model, tap=lambda client, phase, data: heard.append((client, phase, data))
     )
-    network = NetworkView(messages=tuple(heard), config=config)
-    total = config.encoder.decode(result.total, denominator=1.0)
+    seed, length = parties.seed, config.layout.length
+    network = NetworkView(messages=tuple(heard), config=config, seed=seed)
+    total = config.encoder.decode(result.total, denominator=1.0, rotation=config.rotation_of(seed))[:length]
     server = ServerView(vector=total, survivors=result.survivors, network=network, model=model, config=config)
 
     own = sorted(result.survivors & {ClientId(client) for client in colluders})
     honest = len(result.survivors) - len(own)
-    stddev = noise_stddev(config, shares=honest)
-    known = sum((_decoded(parties.contribution(client), config, clients=1) for client in own), np.zeros_like(total))
+    stddev = config.noise_stddev(honest)
+    known = sum((_decoded(parties.contribution(client), config, seed=seed) for client in own), np.zeros_like(total))
     mean = np.concatenate([array.ravel().astype(np.float64) for array in result.mean.values()])
     published = mean * config.denominator(len(result.survivors))
     return RoundViews(
@@ -224,17 +254,8 @@ def observe(
     )
 
 
-def noise_stddev(config: AggregationConfig, *, shares: int) -> float:
-    """Standard deviation per coordinate, in units of the update, of `shares` clients' noise; 0 without privacy."""
-    if config.mechanism is None:
-        return 0.0
-    return math.sqrt(shares * config.mechanism.share_variance) * config.privacy.clip_norm / config.encoder.int_bound
-
-
-def _decoded(words: UInt32Vector, config: AggregationConfig, *, clients: int) -> FloatVector:
-    """Ring words of `clients` contributions in units of the update."""
-    if config.offset:
-        integers = words.astype(np.int64) - clients * config.offset
-    else:
-        integers = from_ring(words, modulus_bits=config.modulus_bits)
-    return config.encoder.decode(integers, denominator=1.0)
+def _decoded(words: UInt32Vector, config: AggregationConfig, *, seed: bytes) -> FloatVector:
+    """The ring words of one contribution, in units of the update."""
+    integers = lift(words, config, survivors=1)
+    decoded = config.encoder.decode(integers, denominator=1.0, rotation=config.rotation_of(seed))
+    return decoded[: config.layout.length]

