@@ -6,16 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .attack_report import TITLES, verdict, write_attack_report
+
 if TYPE_CHECKING:
     from .attacks.matrix import Matrix
-
-_TITLES = {
-    "plain": "plain FedAvg",
-    "masked": "masked",
-    "local": "local noise",
-    "noised": "masked, noised",
-    "bound": "and bound, inspected",
-}
 
 
 def add_attack_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +21,7 @@ def add_attack_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "say so. Exit code 1: a defence that should hold does not.",
     )
     attack.add_argument("names", nargs="+", metavar="ATTACK", help="'all', or names of attacks, or 'list'")
-    attack.add_argument("--out", type=Path, help="folder for report.json")
+    attack.add_argument("--out", type=Path, help="folder for report.html and report.json")
     attack.add_argument("--smoke", action="store_true", help="small and quick, on digits")
     attack.add_argument("--json", action="store_true", help="print one JSON object")
     attack.set_defaults(command=_attack)
@@ -45,9 +39,13 @@ def _attack(options: argparse.Namespace) -> int:
         return DONE
     with progress("attacking", len(names), quiet=options.json) as step:
         matrix = run_matrix(names, smoke=options.smoke, step=step)
-    path = None if options.out is None else write_json(matrix, options.out)
+    path = None
+    if options.out is not None:
+        write_json(matrix, options.out)
+        command = " ".join(["secagg attack", *options.names, *(["--smoke"] if options.smoke else [])])
+        path = write_attack_report(matrix, options.out, command=command)
     if options.json:
-        print_json("attack", matrix.to_dict())
+        print_json("attack", {**matrix.to_dict(), "report": None if path is None else str(path)})
     else:
         _show(matrix)
         if path is not None:
@@ -62,15 +60,14 @@ def _show(matrix: Matrix) -> None:
     rows = []
     for attack, row in matrix.cells.items():
         first = next(iter(row.values()))
-        cells = [f"{row[name].value:.2f} {row[name].verdict}" if name in row else "" for name in _TITLES]
+        cells = [f"{row[name].value:.2f} {row[name].verdict}" if name in row else "" for name in TITLES]
         rows.append((attack, f"{first.prior:.2f}", *cells))
     print(f"pictures: {matrix.pictures}; larger numbers are worse for the clients; metrics stand in report.json\n")
-    show_table(("attack", "guess", *_TITLES.values()), rows)
+    show_table(("attack", "guess", *TITLES.values()), rows)
     print()
     for attack, defence in matrix.weak:
         print(f"weak attack: {attack} against {defence} did less than it is known to do")
     for attack, defence in matrix.broken:
         outcome = matrix.cells[attack][defence]
         print(f"BROKEN: {attack} against {defence}: {outcome.value:.3f} passes {outcome.threshold:.3f}")
-    if not matrix.broken:
-        print("every defence that should hold held")
+    print(verdict(matrix))

@@ -20,7 +20,7 @@ from .inconsistency import dead_copy, send_two_models
 from .linear import LinearKnowledge, invert_linear
 from .outcome import Expectation, Outcome
 from .pictures import Images, Pictures, fedsgd_update
-from .scoring import best_psnr
+from .scoring import best_psnr, closest
 from .trap import trap, trap_model
 from .views import PlainView, SumView, flat, observe
 
@@ -125,11 +125,15 @@ def _planted(
         views = sums_seen(updates, defence, sample=20)
         # One sum for all pictures, or for each picture the update that its client sent.
         truths = [private.images] if len(views) == 1 else np.split(private.images[: len(views)], len(views))
-        scores = np.concatenate([best_psnr(truth, read(view)) for truth, view in zip(truths, views, strict=True)])
+        read_off = [read(view) for view in views]
+        scores = np.concatenate([best_psnr(truth, images) for truth, images in zip(truths, read_off, strict=True)])
         luck = np.concatenate(
             [best_psnr(truth, read(_silence(view))) for truth, view in zip(truths, views, strict=True)]
         )
-        yield defence, recovered(attack, scores, np.maximum(guess[: len(scores)], luck), expectation, note)
+        best = int(scores.argmax())
+        shown = closest(private.images[best], read_off[best if len(views) > 1 else 0])
+        images = (("the truth", private.images[best]), (f"{scores[best]:.1f} dB", shown))
+        yield defence, recovered(attack, scores, np.maximum(guess[: len(scores)], luck), expectation, note, images)
 
 
 def _silence(view: SumView) -> PlainView:
@@ -143,7 +147,14 @@ def best_public(private: Pictures, public: Pictures) -> FloatVector:
     return best_psnr(private.images, np.concatenate([public.images, public.images.mean(axis=0)[None]]))
 
 
-def recovered(attack: str, scores: np.ndarray, guess: np.ndarray, expectation: Expectation, note: str) -> Outcome:
+def recovered(
+    attack: str,
+    scores: np.ndarray,
+    guess: np.ndarray,
+    expectation: Expectation,
+    note: str,
+    images: tuple[tuple[str, Images], ...] = (),
+) -> Outcome:
     """How many pictures are recognisable and closer to the truth than the best guess."""
     better = (scores > RECOGNISABLE) & (scores > guess + _MARGIN)
     return Outcome(
@@ -154,6 +165,7 @@ def recovered(attack: str, scores: np.ndarray, guess: np.ndarray, expectation: E
         threshold=_LUCK,
         expectation=expectation,
         note=note,
+        images=images,
         details={
             "pictures": len(scores),
             "above_30_db": int((scores > GOOD).sum()),

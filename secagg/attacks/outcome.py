@@ -16,6 +16,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.floating]
+
 
 class Expectation(StrEnum):
     """What is claimed of a defence before the attack runs."""
@@ -38,6 +43,8 @@ class Outcome:
         expectation: what was claimed beforehand.
         note: conditions and further figures, in words.
         details: further figures, in plain types.
+        images: captions and pictures to look at, for a report; the first is the truth.
+        curve: ROC of the attack: (false alarms, found), for a report.
 
     Raises:
         ValueError: the threshold is below the prior.
@@ -51,6 +58,8 @@ class Outcome:
     expectation: Expectation
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    images: tuple[tuple[str, Image], ...] = field(default=(), compare=False, repr=False)
+    curve: tuple[tuple[float, float], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.threshold >= self.prior:

@@ -27,7 +27,7 @@ from .membership import Crowd, MembershipKnowledge, auc_bound, membership
 from .outcome import Expectation, Outcome
 from .pictures import Images, Pictures, fedsgd_update
 from .rounds import difference, disaggregate
-from .scoring import auc, best_psnr, cosine
+from .scoring import auc, best_psnr, closest, cosine, roc
 from .views import Observed, PlainView, ServerView, SumView, flat, observe
 from .words import EmbeddingKnowledge, word_scores
 
@@ -55,15 +55,13 @@ def single_inversion(ground: Ground) -> Cells:
         "local": local_view(updates[victim], config),
     }
     prior = float(best_psnr(private.images[:1], public.images.mean(axis=0)[None])[0])
-    values = {
-        defence: float(
-            best_psnr(
-                private.images[:1],
-                invert_gradient(view, knowledge, rand=os.urandom, iterations=60 if ground.smoke else 150).images[:, 0],
-            )[0]
-        )
+    truth = private.images[0]
+    found = {
+        defence: invert_gradient(view, knowledge, rand=os.urandom, iterations=60 if ground.smoke else 150).images[:, 0]
         for defence, view in views.items()
     }
+    found["noised"] = found["masked"]
+    values = {defence: float(best_psnr(truth[None], images)[0]) for defence, images in found.items()}
     values["noised"] = values["masked"]  # what carries the client's name is masked as before
     for defence in HONEST:
         outcome = Outcome(
@@ -74,6 +72,7 @@ def single_inversion(ground: Ground) -> Cells:
             threshold=max(RECOGNISABLE, prior + 2),
             expectation=LEAKING if defence == "plain" else PROTECTING,
             note="from its update, or from its masked vector where there are masks",
+            images=(("the truth", truth), (f"{values[defence]:.1f} dB", closest(truth, found[defence]))),
         )
         yield defence, outcome
 
@@ -106,11 +105,12 @@ def sum_inversion(ground: Ground) -> Cells:
         return Outcome(
             attack=f"gradient inversion, sum, {regime}",
             metric="mean PSNR of the pictures, dB",
-            value=float(best_psnr(private.images[: len(labels)], found.images).mean()),
+            value=(reached := float(best_psnr(private.images[: len(labels)], found.images).mean())),
             prior=prior,
             threshold=max(RECOGNISABLE, prior + 2),
             expectation=expectation,
             note=f"{clients} clients with one picture each, known labels, an untrained smooth model",
+            images=(("the truth", private.images[0]), (f"{reached:.1f} dB", closest(private.images[0], found.images))),
         )
 
     step = one_picture_each(model, private)
@@ -234,6 +234,7 @@ def _membership_outcome(
         note=f"{len(first) + len(second)} trials; no test passes {bound:.3f} under this noise"
         + ("; more clients collude than the noise is calibrated for" if beyond and view.noise_stddev > 0 else ""),
         details={"bound": bound, "trials": len(first) + len(second)},
+        curve=roc(first, second),
     )
 
 

@@ -32,6 +32,21 @@ def best_psnr(truths: Images, guesses: Images) -> FloatVector:
     return scores
 
 
+def closest(truth: FloatVector, guesses: Images) -> FloatVector:
+    """The guess that is closest to a truth, clipped to [0, 1]; mid-grey where there is none."""
+    if not len(guesses):
+        return np.full_like(truth, 0.5)
+    error = np.square(guesses.reshape(len(guesses), -1) - truth.ravel()).mean(axis=1)
+    nearest: FloatVector = np.clip(guesses[int(error.argmin())].reshape(truth.shape), 0, 1)
+    return nearest
+
+
+def roc(members: FloatVector, others: FloatVector) -> tuple[tuple[float, float], ...]:
+    """(share of non-members, share of members) above each threshold, from the strictest on."""
+    thresholds = np.unique(np.concatenate([members, others]))[::-1]
+    return tuple((float((others >= t).mean()), float((members >= t).mean())) for t in thresholds)
+
+
 def auc(members: FloatVector, others: FloatVector) -> float:
     """Chance that a random member scores above a random non-member, ties counted half (Mann-Whitney)."""
     below = np.searchsorted(np.sort(others), members, side="left")

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import pytest
 pytest.importorskip("torch")
 
 import secagg
+from secagg.attack_report import write_attack_report
 from secagg.attacks import arena, passive, pictures
-from secagg.attacks.matrix import EXPERIMENTS, run_matrix
+from secagg.attacks.matrix import EXPERIMENTS, Matrix, run_matrix
+from secagg.attacks.outcome import Expectation, Outcome
 from secagg.attacks.pictures import digit_pictures, load_faces, load_pictures
 from secagg.cli import main
 from secagg.datasets import DatasetError
@@ -41,6 +44,7 @@ def test_json_is_one_object_with_the_documented_keys_and_the_report_is_the_same(
     assert captured.err == ""
     facts = json.loads(captured.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert list(facts) == SCHEMA["attack"]
+    assert facts.pop("report") == str(tmp_path / "new" / "report.html")
     assert facts == json.loads((tmp_path / "new" / "report.json").read_text())
     cell = facts["cells"]["label histogram of the cohort"]["masked"]
     assert cell["value"] > cell["threshold"] >= cell["prior"]
@@ -108,3 +112,43 @@ class TestPictures:
         assert found.images.shape == (1797, 8, 8)
         assert found.side == 8
         assert found.take(np.array([3, 1])).labels.tolist() == [found.labels[3], found.labels[1]]
+
+
+class TestPage:
+    """The page says what the matrix says: tones, pictures, the curve that no test passes; nothing is loaded."""
+
+    TRUTH = np.linspace(0, 1, 64).reshape(8, 8)
+
+    def outcome(self, attack: str, value: float, expectation: Expectation, **other: Any) -> Outcome:
+        return Outcome(
+            attack=attack, metric="dB", value=value, prior=10.0, threshold=20.0, expectation=expectation, **other
+        )
+
+    def matrix(self, masked: float) -> Matrix:
+        images = (("the truth", self.TRUTH), ("35.0 dB", 1 - self.TRUTH))
+        curve = ((0.0, 0.1), (0.5, 0.9), (1.0, 1.0))
+        inversion = {
+            "plain": self.outcome("inversion", 35.0, Expectation.LEAKS, images=images),
+            "masked": self.outcome("inversion", masked, Expectation.HOLDS, images=images),
+        }
+        member = {
+            "masked": self.outcome("membership", 30.0, Expectation.LEAKS, curve=curve),
+            "noised": self.outcome("membership", 12.0, Expectation.HOLDS, curve=curve, details={"bound": 0.8}),
+        }
+        return Matrix(
+            cells={"inversion": inversion, "membership": member}, pictures="digits", smoke=True, seconds={"a": 1.0}
+        )
+
+    def test_a_matrix_in_which_defences_hold(self, tmp_path: Path) -> None:
+        page = write_attack_report(self.matrix(masked=5.0), tmp_path, command="secagg attack all").read_text()
+        assert "Every defence that should hold held, in 2 cells. Masking alone leaks in 1 of 2 attacks" in page
+        assert '<span class="leak">35.00 leaks</span>' in page
+        assert '<span class="safe">5.00 holds</span>' in page
+        assert page.count("<img ") == 3
+        assert "no test passes" in page
+        assert "<script" not in page
+
+    def test_a_defence_that_broke_is_the_first_sentence(self, tmp_path: Path) -> None:
+        page = write_attack_report(self.matrix(masked=31.0), tmp_path, command="x").read_text()
+        assert "A defence that should hold did not: inversion against masked." in page
+        assert '<span class="leak">31.00 broken</span>' in page
