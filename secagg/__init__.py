@@ -53,6 +53,7 @@ from .config import AggregationConfig, privacy_unit  # noqa: E402
 from .explain import Explanation  # noqa: E402
 from .history import ClientHistory, MemoryHistory  # noqa: E402
 from .layout import Layout  # noqa: E402
+from .riders import Contribution, PrivateWeights  # noqa: E402
 from .server import AggregationResult, Server  # noqa: E402
 from .simulation import Simulation, simulate  # noqa: E402
 from .statement import statement, statement_dict  # noqa: E402
@@ -61,10 +62,10 @@ __version__ = VERSION
 
 __all__ = [
     "AggregateReady", "AggregationConfig", "AggregationResult", "BudgetExceededError", "CapacityError", "Client",
-    "ClientHistory", "ClientLevel", "ContributionNeeded", "EpsilonLadder", "Explanation", "Identity",
-    "InconsistentViewError", "InvalidSignatureError", "Layout", "LedgerError", "LocalProtocolError",
-    "MalformedMessageError", "MemoryHistory", "NoPrivacy", "PeerRejected", "Phase", "PolicyRefusal", "PrivacyBudget",
-    "PrivacyError", "PrivacyLedger", "ProtocolError", "RecordLevel", "RemoteProtocolError", "Roster", "SendMessage",
-    "Server", "Simulation", "SurvivorsAgreed", "TooFewClientsError", "UnaccountableError", "UnsafeUpdateError",
-    "privacy_unit", "simulate", "statement", "statement_dict",
+    "ClientHistory", "ClientLevel", "Contribution", "ContributionNeeded", "EpsilonLadder", "Explanation",
+    "Identity", "InconsistentViewError", "InvalidSignatureError", "Layout", "LedgerError", "LocalProtocolError",
+    "MalformedMessageError", "MemoryHistory", "NoPrivacy", "PeerRejected", "Phase", "PolicyRefusal",
+    "PrivacyBudget", "PrivacyError", "PrivacyLedger", "PrivateWeights", "ProtocolError", "RecordLevel",
+    "RemoteProtocolError", "Roster", "SendMessage", "Server", "Simulation", "SurvivorsAgreed", "TooFewClientsError",
+    "UnaccountableError", "UnsafeUpdateError", "privacy_unit", "simulate", "statement", "statement_dict",
 ]  # fmt: skip

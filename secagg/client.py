@@ -73,6 +73,7 @@ class Client:
         self.client_id = ClientId(client_id)
         if roster.get(self.client_id) != identity.public:
             raise ValueError(f"the roster pins another identity for client {client_id}")
+        config.riders.require_weights([client_id])
         self.ledger = agreed_ledger(ledger, config)
         self._identity = identity
         self._roster = roster
@@ -151,7 +152,7 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random())
+        return prepare(update, self.config, rand=secure_random(), client=self.client_id)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""

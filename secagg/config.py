@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dp import (
@@ -44,6 +45,7 @@ from protocols.session import MAX_COHORT
 
 from .explain import Explanation, explain
 from .layout import Arrays, Layout
+from .riders import NO_RIDERS, Riders, Weights
 
 MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a sparse one
 UNITS: dict[str, type[ClientLevel] | type[RecordLevel] | type[NoPrivacy]] = {
@@ -68,6 +70,7 @@ class AggregationConfig:
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
         application: free text that keeps rounds of different applications apart.
+        riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
         threshold: derived: holders that must answer to reconstruct a secret.
@@ -85,6 +88,7 @@ class AggregationConfig:
     privacy: PrivacyUnit
     modulus_bits: int = 32
     application: str = ""
+    riders: Riders = NO_RIDERS
     degree: int = field(init=False)
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
@@ -102,10 +106,19 @@ class AggregationConfig:
             raise ValueError(f"modulus_bits must be one of {LANE_BITS}, got {self.modulus_bits}")
         if not isinstance(self.privacy, PrivacyUnit):
             raise ValueError(f"privacy must be one of {sorted(UNITS)}, got {type(self.privacy).__name__}")
+        self._check_riders()
         self._derive_graph()
         self._derive_noise()
         object.__setattr__(self, "_digest", sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).digest())
         self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
+
+    def _check_riders(self) -> None:
+        if self.riders.weights is None:
+            return
+        if isinstance(self.privacy, RecordLevel):
+            raise ValueError("records all weigh the same: RecordLevel takes no weights")
+        if isinstance(self.riders.weights, tuple) and len(self.riders.weights) < self.clients:
+            raise ValueError(f"{self.clients} clients need a public weight each, got {len(self.riders.weights)}")
 
     def _derive_graph(self) -> None:
         chosen = _choose_graph(self.clients, self.max_colluders, self.max_dropouts)
@@ -127,7 +140,7 @@ class AggregationConfig:
             fit = partial(
                 calibrate,
                 self.privacy,
-                dimension=self.layout.length,
+                dimension=self.length,
                 clients=self.clients,
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
@@ -150,13 +163,12 @@ class AggregationConfig:
                 f"{self.modulus_bits} bits cannot hold the sum: {self.needed_bits} are needed for "
                 f"{self._units_in_sum()} units of integer norm {mechanism.int_bound} with noise at 7.5 stddevs"
             )
-        least = least_int_bound(self.layout.length)
+        least = least_int_bound(self.length)
         if mechanism is None and self._room(self.modulus_bits) < least:
             enough = [bits for bits in LANE_BITS if self._room(bits) >= least]
             advice = f"{enough[0]} bits are needed" if enough else "train fewer parameters or ask fewer clients"
             raise CapacityError(
-                f"{self.modulus_bits} bits cannot hold {self.layout.length} coordinates of {self.clients} clients: "
-                + advice
+                f"{self.modulus_bits} bits cannot hold {self.length} coordinates of {self.clients} clients: " + advice
             )
 
     @classmethod
@@ -170,6 +182,8 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         application: str = "",
+        weights: Weights = None,
+        metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> AggregationConfig:
         """A few known institutions that all take part: the complete graph (SecAgg).
 
@@ -181,6 +195,9 @@ class AggregationConfig:
             privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
             application: free text that keeps different applications apart.
+            weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
+                `PrivateWeights`, which ride masked and noised in the same vector.
+            metrics: for each name the least and largest value; they ride likewise, and the result has their mean.
 
         Raises:
             ValueError: numbers contradict each other; says which.
@@ -196,6 +213,8 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             application=application,
+            weights=weights,
+            metrics=metrics,
         )
 
     @classmethod
@@ -209,6 +228,8 @@ class AggregationConfig:
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
         application: str = "",
+        weights: Weights = None,
+        metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> AggregationConfig:
         """A large cohort: each client shares masks with a few neighbours only (SecAgg+). Arguments as for `cross_silo`.
 
@@ -224,6 +245,7 @@ class AggregationConfig:
             privacy=privacy,
             modulus_bits=modulus_bits,
             application=application,
+            riders=Riders.of(weights, metrics),
         )
 
     # Derived numbers.
@@ -234,11 +256,15 @@ class AggregationConfig:
         return self.clients - self.max_dropouts
 
     @property
+    def length(self) -> int:
+        """Coordinates of the masked vector: the update's, and those of what rides along."""
+        return self.layout.length + self.riders.count
+
+    @property
     def encoder(self) -> IntegerEncoder:
         """Floats to integers: with privacy at the calibrated bound, else as fine as the ring allows."""
-        if self.mechanism is not None:
-            return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self.mechanism.int_bound)
-        return IntegerEncoder(clip_norm=self.privacy.clip_norm, int_bound=self._room(self.modulus_bits))
+        bound = self._room(self.modulus_bits) if self.mechanism is None else self.mechanism.int_bound
+        return IntegerEncoder(clip_norm=self.riders.total_norm(self.privacy.clip_norm), int_bound=bound)
 
     @property
     def offset(self) -> int:
@@ -254,7 +280,7 @@ class AggregationConfig:
     @property
     def upload_bytes(self) -> int:
         """Size of one masked vector; the other messages of a client are a few kilobytes."""
-        return packed_bytes(self.layout.length, self.modulus_bits)
+        return packed_bytes(self.length, self.modulus_bits)
 
     def policy(self) -> ClientPolicy:
         """The floors that a client of this configuration enforces."""
@@ -263,7 +289,7 @@ class AggregationConfig:
         )
 
     def denominator(self, survivors: int) -> float:
-        """What a sum over `survivors` is divided by: a public number."""
+        """What an unweighted sum over `survivors` is divided by: a public number."""
         if isinstance(self.privacy, RecordLevel):
             return self.privacy.denominator * survivors / self.clients
         return float(survivors)
@@ -293,11 +319,21 @@ class AggregationConfig:
 
     @property
     def relative_error(self) -> float | None:
-        """Expected L2 norm of the noise in the released mean at the fewest survivors, over the clip norm."""
+        """Expected L2 norm of the noise in the released mean at the fewest survivors, over the clip norm.
+
+        With private weights, as if every weight were the largest.
+        """
         if self.mechanism is None:
             return None
-        noise = math.sqrt(self.min_survivors * self.mechanism.share_variance * self.layout.length)
-        return noise / self.mechanism.int_bound / self.denominator(self.min_survivors)
+        noise = self.noise_stddev(self.min_survivors) * math.sqrt(self.layout.length)
+        return noise / self.privacy.clip_norm / self.riders.least_divisor(self.denominator(self.min_survivors))
+
+    def noise_stddev(self, survivors: int) -> float:
+        """Standard deviation of the noise on each coordinate of a sum over `survivors`, in units of the update."""
+        if self.mechanism is None:
+            return 0.0
+        step = self.encoder.clip_norm / self.encoder.int_bound
+        return math.sqrt(survivors * self.mechanism.share_variance) * step
 
     def round_config(self, *, round_id: bytes, model: bytes) -> RoundConfig:
         """The protocol's parameters for one round on one model."""
@@ -308,7 +344,7 @@ class AggregationConfig:
             min_survivors=self.min_survivors,
             degree=self.degree,
             corrupt_holders=self.corrupt_holders,
-            length=self.layout.length,
+            length=self.length,
             modulus_bits=self.modulus_bits,
             model=model,
             binding=self._digest,
@@ -334,6 +370,7 @@ class AggregationConfig:
             "modulus_bits": self.modulus_bits,
             "privacy": {"unit": self.privacy.unit, **_plain_numbers(asdict(self.privacy))},
             "application": self.application,
+            "riders": self.riders.to_dict(),
             "int_bound": self.encoder.int_bound,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }

@@ -302,10 +302,10 @@ def _attack(
     noised_sum = Simulation(private, clients=parts).round(shares)
 
     words = np.frombuffer(seen[VICTIM][-SIGNATURE_BYTES - exact.upload_bytes : -SIGNATURE_BYTES], dtype="<u4")
-    masked, _ = finish(words, exact, survivors=1)
+    masked = finish(words, exact, survivors=[1])
     views = {
         "plain": (_flat(gradients[VICTIM]), [VICTIM]),
-        "masked": (masked.astype(np.float64), [VICTIM]),
+        "masked": (masked.total.astype(np.float64), [VICTIM]),
         "sum": (exact_sum.total.astype(np.float64), sorted(parts)),
         "noised": (noised_sum.total.astype(np.float64), sorted(parts)),
     }

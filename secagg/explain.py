@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from dp import NoPrivacy, RecordLevel
 from protocols.primitives.packing import NATIVE_BITS
 
+from .riders import PrivateWeights
+
 if TYPE_CHECKING:
     from .config import AggregationConfig
 
@@ -124,6 +126,19 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
             )
             for name, value in rungs.to_dict().items()
         ]
+    riders = config.riders
+    if riders.count:
+        divisor = riders.least_divisor(config.denominator(config.min_survivors))
+        noise = config.noise_stddev(config.min_survivors) / riders.unit(privacy.clip_norm) / divisor
+        lines.append(
+            Explanation(
+                name="rider_noise",
+                value=noise,
+                reason=f"standard deviation of the noise on the mean of each of {riders.count} riders, "
+                "over half its range"
+                + (", if all weights are the largest" if isinstance(riders.weights, PrivateWeights) else ""),
+            )
+        )
     lines.append(
         Explanation(
             name="expected_relative_error",

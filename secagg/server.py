@@ -51,8 +51,10 @@ class AggregationResult:
     """What one round reveals, and to what it amounts.
 
     Attributes:
-        mean: the named arrays of the survivors' mean (noised, if the configuration says so).
-        total: int64[length], the integer sum it was decoded from.
+        mean: the named arrays of the survivors' (weighted) mean, noised if the configuration says so.
+        weight: the sum of the survivors' weights, noised if they are private; None without weights.
+        metrics: the (weighted) mean of each agreed metric, noised likewise.
+        total: int64[config.length], the integer sum it all was decoded from.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
             that were verified. Infinity without privacy.
@@ -62,6 +64,8 @@ class AggregationResult:
     """
 
     mean: dict[str, NDArray[np.floating]]
+    weight: float | None
+    metrics: dict[str, float]
     total: Int64Vector
     survivors: frozenset[ClientId]
     epsilon: float
@@ -78,6 +82,8 @@ class AggregationResult:
         return {
             "survivors": sorted(self.survivors),
             "dropouts": self.config.clients - len(self.survivors),
+            "weight": self.weight,
+            "metrics": self.metrics,
             "epsilon": self.epsilon,
             "ladder": None if self.ladder is None else self.ladder.to_dict(),
             "transcript": self.transcript.hex(),
@@ -112,6 +118,7 @@ class Server:
     ) -> None:
         if len(roster) < config.clients:
             raise ValueError(f"the configuration needs {config.clients} clients, the roster has {len(roster)}")
+        config.riders.require_weights(roster)
         self.config = config
         self._roster = roster
         self.ledger = agreed_ledger(ledger, config)
@@ -189,7 +196,7 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        total, mean = finish(ready.vector, config, survivors=survivors)
+        released = finish(ready.vector, config, survivors=ready.survivors)
         spent, rungs = math.inf, None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
@@ -200,8 +207,10 @@ class Server:
         self._reservation = None
         self._unmasking = False
         return AggregationResult(
-            mean=mean,
-            total=total,
+            mean=released.mean,
+            weight=released.weight,
+            metrics=released.metrics,
+            total=released.total,
             survivors=ready.survivors,
             epsilon=spent,
             ladder=rungs,

@@ -132,7 +132,7 @@ class Simulation:
                     + ", ".join(phase.value for phase in SERVER_PHASES)
                 )
         server = self._server
-        plain_sum = np.zeros(self.config.layout.length, dtype=np.uint32)
+        plain_sum = np.zeros(self.config.length, dtype=np.uint32)
 
         def deliver(client: ClientId, call: Callable[[], list[Event]]) -> None:
             """Runs one call of a client, and what follows from it, until the client falls silent."""
@@ -180,10 +180,9 @@ class Simulation:
 
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
-        plain, _ = finish(
-            plain_sum & np.uint32(2**self.config.modulus_bits - 1), self.config, survivors=len(result.survivors)
-        )
-        if not np.array_equal(plain, result.total):
+        words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
+        plain = finish(words, self.config, survivors=result.survivors)
+        if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 

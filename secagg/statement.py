@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dp import NoPrivacy, RecordLevel
 
+from .riders import PrivateWeights
+
 if TYPE_CHECKING:
     from .config import AggregationConfig
 
@@ -50,6 +52,11 @@ def statement_dict(
         "the roster of identities is genuine",
         "the clients' own devices are honest towards their owners",
     ]
+    riding = [*(name for name, _, _ in config.riders.metrics)]
+    if isinstance(config.riders.weights, PrivateWeights):
+        riding.insert(0, "weights")
+    if riding:
+        exposed.insert(1, f"sums of {', '.join(riding)}: they ride in the same vector, within the same epsilon")
     if config.clients == 2:
         exposed.insert(
             0, "from either of the two clients, nothing of the other's update: each can subtract its own from the sum"

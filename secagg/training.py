@@ -5,7 +5,9 @@ What a client does in step 2 follows from the privacy unit:
 - `RecordLevel`: one step of federated SGD. Opacus computes per-record gradients on a secret Poisson batch; each is
   clipped and rounded on its own, noise is added, and the server's optimizer steps on the noised mean gradient.
 - `ClientLevel`, `NoPrivacy`: any number of local epochs (FedAvg, McMahan et al., AISTATS 2017); the difference to the
-  round's model is the update, and every client weighs the same.
+  round's model is the update. With `PrivateWeights` each update weighs as much as its client has records, which rides
+  masked; else all weigh the same, or as the public weights say. A metric named "loss" is the mean loss over local
+  training.
 
 The model that `train` returns is the mean of the models of the second half of the rounds. That is post-processing: it
 costs no privacy, and it averages noise out.
@@ -27,6 +29,7 @@ from dp import RecordLevel
 from .adapters.torch import load_parameters, parameters_of
 from .config import AggregationConfig
 from .pipeline import Update
+from .riders import Contribution, PrivateWeights
 from .server import AggregationResult
 from .simulation import DropPlan, Simulation, Tap
 from .statement import statement
@@ -54,6 +57,7 @@ class RoundRecord:
         dropouts: clients that were invited and are not in it.
         epsilon: spent so far against the server and the assumed colluders; infinity without privacy.
         score: what `evaluate` said of the model after this round; None without `evaluate`.
+        riders: the mean of each metric that rode along, noised if the configuration says so.
     """
 
     round: int
@@ -61,6 +65,7 @@ class RoundRecord:
     dropouts: int
     epsilon: float
     score: float | None
+    riders: Mapping[str, float]
 
     def metrics(self) -> dict[str, float]:
         """A flat dictionary for experiment trackers."""
@@ -69,6 +74,7 @@ class RoundRecord:
             "round/dropouts": self.dropouts,
             "privacy/epsilon": self.epsilon,
         }
+        values |= {f"clients/{name}": value for name, value in self.riders.items()}
         return values if self.score is None else values | {"model/score": self.score}
 
 
@@ -146,7 +152,7 @@ def train(
     if isinstance(config.privacy, RecordLevel):
         server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model)
     else:
-        server = _FederatedAveraging(model_fn, clients, learning_rate, momentum, local_epochs, batch_size, loss)
+        server = _FederatedAveraging(model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss)
     records: list[RoundRecord] = []
     averaged_from = rounds // 2
     average = {name: np.zeros(array.shape) for name, array in state.items()}
@@ -169,6 +175,7 @@ def train(
                 dropouts=config.clients - len(result.survivors),
                 epsilon=result.epsilon,
                 score=None if evaluate is None else evaluate(model),
+                riders=result.metrics,
             )
             records.append(record)
             for callback in callbacks:
@@ -191,12 +198,18 @@ class _FederatedAveraging:
         self,
         model_fn: Callable[[], nn.Module],
         clients: Mapping[int, Dataset[Any]],
+        config: AggregationConfig,
         learning_rate: float,
         momentum: float,
         local_epochs: int,
         batch_size: int,
         loss: Loss,
     ) -> None:
+        self._named = tuple(name for name, _, _ in config.riders.metrics)
+        if set(self._named) - {"loss"}:
+            raise ValueError(f"local training has one metric, 'loss'; the configuration asks for {self._named}")
+        self._sizes = {client: len(cast(Sized, data)) for client, data in clients.items()}
+        self._weighed = isinstance(config.riders.weights, PrivateWeights)
         self._model = model_fn()
         self._loaders = {
             client: DataLoader(data, batch_size=min(batch_size, len(cast(Sized, data))), shuffle=True)
@@ -211,12 +224,19 @@ class _FederatedAveraging:
         load_parameters(self._model, start)
         optimizer = self._optimizer(self._model.parameters())
         self._model.train()
+        total, seen = 0.0, 0
         for _ in range(self._epochs):
             for features, targets in self._loaders[client]:
                 optimizer.zero_grad()
-                torch.autograd.backward(self._loss(self._model(features), targets) / len(targets))
+                loss = self._loss(self._model(features), targets)
+                torch.autograd.backward(loss / len(targets))
                 optimizer.step()
-        return {name: array - start[name] for name, array in parameters_of(self._model).items()}
+                total, seen = total + float(loss.detach()), seen + len(targets)
+        return Contribution(
+            update={name: array - start[name] for name, array in parameters_of(self._model).items()},
+            weight=float(self._sizes[client]) if self._weighed else None,
+            metrics=dict.fromkeys(self._named, total / seen),
+        )
 
     def step(self, state: Arrays, result: AggregationResult) -> Arrays:
         """The next model."""

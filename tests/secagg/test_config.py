@@ -26,6 +26,7 @@ from secagg import (
     ClientLevel,
     NoPrivacy,
     PrivacyLedger,
+    PrivateWeights,
     RecordLevel,
     privacy_unit,
 )
@@ -261,6 +262,14 @@ class TestDigest:
             "max_colluders": [silo(RECORD, max_colluders=2)],
             "modulus_bits": [silo(), silo(modulus_bits=16), silo(modulus_bits=21)],
             "application": [silo(RECORD, application="a"), silo(RECORD, application="b")],
+            "riders": [
+                silo(RECORD, metrics={"loss": (0.0, 1.0)}),
+                silo(RECORD, metrics={"loss": (0.0, 2.0)}),
+                silo(CLIENT, weights=PrivateWeights(largest=2.0)),
+                silo(CLIENT, weights=PrivateWeights(largest=3.0)),
+                silo(CLIENT, weights=dict.fromkeys(range(8), 1.0)),
+                silo(CLIENT, weights={client: 1.0 + client for client in range(8)}),
+            ],
             "privacy": [
                 silo(CLIENT),
                 silo(NoPrivacy(clip_norm=2.0)),

@@ -63,7 +63,8 @@ class TestNoPrivacy:
         ring_sum = np.sum(words, axis=0, dtype=np.uint64)
         if subject.offset:
             assert ring_sum.max() < 2**bits  # packed lanes never carry into each other
-        total, mean = finish((ring_sum % 2**bits).astype(np.uint32), subject, survivors=clients)
+        released = finish((ring_sum % 2**bits).astype(np.uint32), subject, survivors=range(clients))
+        total, mean = released.total, released.mean
         step = CLIP / subject.encoder.int_bound
         np.testing.assert_allclose(mean["w"], np.mean(updates, axis=0), atol=step * (1 + 1e-6))
         np.testing.assert_allclose(total * step / clients, mean["w"], atol=1e-12)
@@ -72,7 +73,8 @@ class TestNoPrivacy:
     @given(update=vectors(3, 1e6))
     def test_no_update_counts_for_more_than_the_clip(self, bits: int, update: np.ndarray) -> None:
         subject = config("none", bits=bits)
-        total, mean = finish(prepare({"w": update}, subject, rand=rand()), subject, survivors=1)
+        released = finish(prepare({"w": update}, subject, rand=rand()), subject, survivors=[1])
+        total, mean = released.total, released.mean
         assert int(np.sum(total**2)) <= subject.encoder.int_bound**2
         assert np.linalg.norm(mean["w"]) <= CLIP * (1 + 1e-9)
 
@@ -83,7 +85,7 @@ class TestNoPrivacy:
         for sign in (-1.0, 1.0):
             words = [prepare({"w": np.array([sign * 1e9])}, subject, rand=rand()) for _ in range(5)]
             ring_sum = (np.sum(words, axis=0, dtype=np.uint64) % 2**bits).astype(np.uint32)
-            _, mean = finish(ring_sum, subject, survivors=5)
+            mean = finish(ring_sum, subject, survivors=range(5)).mean
             assert 0.5 * CLIP < sign * mean["w"][0] <= CLIP * (1 + 1e-9)
 
     def test_dtypes_come_back(self) -> None:
@@ -91,7 +93,7 @@ class TestNoPrivacy:
         subject = AggregationConfig.cross_silo(
             like=like, clients=2, max_dropouts=0, max_colluders=0, privacy=NoPrivacy(clip_norm=10.0)
         )
-        _, mean = finish(prepare(like, subject, rand=rand()), subject, survivors=1)
+        mean = finish(prepare(like, subject, rand=rand()), subject, survivors=[1]).mean
         for name, array in like.items():
             assert (mean[name].dtype, mean[name].shape) == (array.dtype, array.shape)
             np.testing.assert_allclose(mean[name], array, atol=1e-5)
@@ -102,7 +104,7 @@ class TestNoise:
 
     def noise(self, unit: str, update: dict[str, np.ndarray]) -> np.ndarray:
         subject = config(unit, length=self.LENGTH)
-        total, _ = finish(prepare(update, subject, rand=rand()), subject, survivors=5)
+        total = finish(prepare(update, subject, rand=rand()), subject, survivors=range(5)).total
         return total.astype(np.float64)
 
     @pytest.mark.parametrize(
@@ -129,7 +131,8 @@ class TestNoise:
         assert subject.mechanism is not None
         deviation = math.sqrt(subject.mechanism.share_variance)
         records = np.array([[CLIP / 4]] * 40 + [[1e6]] * 2 + [[-CLIP / 4]] * 8)
-        total, mean = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=5)
+        released = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=range(5))
+        total, mean = released.total, released.mean
         expected = (40 / 4 + 2 - 8 / 4) * subject.encoder.int_bound
         assert abs(total[0] - expected) < 8 * deviation + 8  # two clipped records lose up to 4 steps each
         # The public divisor: rate x records, not the 50 that are in this batch.
@@ -144,7 +147,7 @@ class TestNoise:
         records = {"w": np.full((200, 1), 0.9 * CLIP)}
         sizes = []
         for _ in range(100):
-            total, _ = finish(prepare(records, subject, rand=rand()), subject, survivors=5)
+            total = finish(prepare(records, subject, rand=rand()), subject, survivors=range(5)).total
             sizes.append(total[0] / subject.encoder.int_bound / 0.9)
         # Binomial(200, 1/2): variance 50; the mean of 100 has a standard deviation of 0.7, the variance of 14 %.
         assert abs(np.mean(sizes) - 100) < 6 * 0.75
@@ -154,7 +157,7 @@ class TestNoise:
         subject = config("client", length=self.LENGTH)
         survivors = subject.min_survivors
         words = [prepare({"w": np.zeros(self.LENGTH)}, subject, rand=rand()) for _ in range(survivors)]
-        _, mean = finish(np.sum(words, axis=0, dtype=np.uint32), subject, survivors=survivors)
+        mean = finish(np.sum(words, axis=0, dtype=np.uint32), subject, survivors=range(survivors)).mean
         assert np.linalg.norm(mean["w"]) / CLIP == pytest.approx(subject.relative_error, rel=0.05)
 
 
@@ -207,7 +210,7 @@ class TestUnsafeUpdates:
         subject = config("record", length=1, epsilon=200.0, rate=1.0)
         assert subject.mechanism is not None
         records = np.array([[CLIP / 2]] * 10 + [[value]])
-        total, _ = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=5)
+        total = finish(prepare({"w": records}, subject, rand=rand()), subject, survivors=range(5)).total
         noise = math.sqrt(subject.mechanism.share_variance)
         assert 8 * noise < subject.encoder.int_bound
         assert abs(total[0] - 10 / 2 * subject.encoder.int_bound) < 8 * noise
@@ -215,5 +218,5 @@ class TestUnsafeUpdates:
     @pytest.mark.parametrize("length", [1, 1000])
     def test_an_update_that_is_only_huge_is_clipped(self, length: int) -> None:
         subject = config("none", length=length)
-        _, mean = finish(prepare({"w": np.full(length, 1e300)}, subject, rand=rand()), subject, survivors=1)
+        mean = finish(prepare({"w": np.full(length, 1e300)}, subject, rand=rand()), subject, survivors=[1]).mean
         assert np.linalg.norm(mean["w"]) == pytest.approx(CLIP, rel=0.01)

@@ -134,3 +134,40 @@ def test_wrong_models_and_numbers_are_refused() -> None:
         parameters_of(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="the model trains"):
         load_parameters(nn.Linear(2, 2), {"weight": np.zeros((2, 2), np.float32)})
+
+
+def test_private_weights_and_the_loss_ride_along() -> None:
+    """Unequal clients: the step is the mean weighted by records, and the loss is theirs."""
+    clients, _ = task()
+    cut = {
+        client: TensorDataset(*(part[: 2 + 3 * client] for part in data.tensors)) for client, data in clients.items()
+    }
+    settings = secagg.AggregationConfig.cross_silo(
+        like=parameters_of(model()), clients=len(cut), max_dropouts=1, max_colluders=0,
+        privacy=secagg.NoPrivacy(clip_norm=50.0), weights=secagg.PrivateWeights(largest=100.0),
+        metrics={"loss": (0.0, 20.0)},
+    )  # fmt: skip
+    result = train(model, cut, settings, rounds=1, learning_rate=0.1, momentum=0.0, batch_size=RECORDS)
+    gradients, losses, sizes = [], [], []
+    for data in cut.values():
+        own = model()
+        features, labels = data.tensors
+        loss = nn.functional.cross_entropy(own(features), labels)
+        loss.backward()
+        gradients.append({name: p.grad.numpy() for name, p in own.named_parameters() if p.grad is not None})
+        losses.append(float(loss.detach()))
+        sizes.append(len(labels))
+    for name, array in parameters_of(result.model).items():
+        step = np.average([gradient[name] for gradient in gradients], axis=0, weights=sizes)
+        assert np.allclose(array, -0.1 * step, atol=1e-4)
+    assert result.rounds[0].metrics()["clients/loss"] == pytest.approx(np.average(losses, weights=sizes), abs=1e-3)
+
+
+def test_metrics_that_local_training_does_not_have_are_refused() -> None:
+    clients, _ = task()
+    settings = secagg.AggregationConfig.cross_silo(
+        like=parameters_of(model()), clients=5, max_dropouts=1, max_colluders=0,
+        privacy=secagg.NoPrivacy(clip_norm=50.0), metrics={"recall": (0.0, 1.0)},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="recall"):
+        train(model, clients, settings, rounds=1, learning_rate=0.1)
