@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -65,6 +65,14 @@ class _Session(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     self_seed: bytes | None
     by_peer: dict[str, dict[int, bytes]]
     next_keys: _Keys | None
+
+
+class Opened(NamedTuple):
+    """A session taken up again; the keys whose bundle goes with its last message; the digest of the round's model."""
+
+    session: PairwiseClient
+    next_keys: OneTimeKeys | None
+    model: bytes
 
 
 def seal_session(session: PairwiseClient, *, key: bytes, context: bytes) -> bytes:
@@ -116,7 +124,7 @@ def open_session(
     policy: ClientPolicy,
     history: History,
     rand: Callable[[int], bytes] = os.urandom,
-) -> tuple[PairwiseClient, OneTimeKeys | None]:
+) -> Opened:
     """Takes a session up again. The caller has destroyed its own copy of the key, durably.
 
     Args:
@@ -128,9 +136,6 @@ def open_session(
         policy: the client's floors.
         history: what the client remembers now.
         rand: source of uniform bytes.
-
-    Returns:
-        The session, and the keys for a later round whose bundle it will send with its last message.
 
     Raises:
         ValueError: key, context or roster are not those of the sealing, or the ciphertext was changed.
@@ -165,7 +170,7 @@ def open_session(
         present["self_seed"] = frozen.self_seed
     vars(secrets).update(present)
     session._secrets = secrets
-    return session, session._next_keys
+    return Opened(session, session._next_keys, session._rules.config.model)
 
 
 def seal_keys(one_time: OneTimeKeys, *, key: bytes, context: bytes) -> bytes:

@@ -29,7 +29,7 @@ from protocols import (
     Roster,
     SurvivorsAgreed,
 )
-from protocols.pairwise import round_context
+from protocols.pairwise import OneTimeKeys, round_context
 from protocols.wire import Invitation, decode, message_limit
 
 from .config import AggregationConfig
@@ -88,13 +88,22 @@ class Client:
         """Where the present round stands."""
         return Phase.READY if self._session is None else self._session.phase
 
-    def begin(self, invitation: bytes, *, model: Arrays | None = None) -> list[Event]:
+    def begin(
+        self,
+        invitation: bytes,
+        *,
+        model: Arrays | bytes | None = None,
+        keys_in_advance: OneTimeKeys | None = None,
+        next_keys: OneTimeKeys | None = None,
+    ) -> list[Event]:
         """Opens a round.
 
         Args:
             invitation: the server's bytes.
             model: the arrays that this round's update starts from, as this client has them; the server must have named
-                the same.
+                the same. Or their digest, from a driver that checks the arrays before it contributes.
+            keys_in_advance: keys whose bundle the server has from an earlier round.
+            next_keys: keys for a later round.
 
         Raises:
             BudgetExceededError: the worst case of this round does not fit the budget any more.
@@ -103,7 +112,7 @@ class Client:
             MalformedMessageError: the bytes are not an invitation.
         """
         message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
-        if message.model != self.config.layout.model_digest(model):
+        if message.model != (model if isinstance(model, bytes) else self.config.layout.model_digest(model)):
             raise InconsistentViewError("the server opens the round on another model than this client has")
         round_config = self.config.round_config(round_id=message.round_id, model=message.model)
         if message.context != round_context(round_config, self._roster):
@@ -117,6 +126,8 @@ class Client:
             roster=self._roster,
             policy=self.config.policy(),
             history=self._history.history,
+            keys_in_advance=keys_in_advance,
+            next_keys=next_keys,
             rand=self._rand,
         )
         self.abandon()

@@ -1,0 +1,377 @@
+"""`SecAggGrid`: a Flower `Grid` on which unmodified strategies get the mean of masked updates, and nothing else.
+
+Rules:
+
+1. A strategy's train messages become one round of secure aggregation; the strategy gets one synthetic reply with the
+   survivors' mean. Strategies that only average (`SUMMING`) cannot tell the difference; those that look at single
+   clients (Krum, medians, q-fair averaging, Flower's own noise) are refused before the round.
+2. All clients on the roster are asked in every round, from the same model: `fraction_train = 1`.
+3. Nothing is asked in clear: evaluate messages are refused. Evaluate on the server (`evaluate_fn`), or let the train
+   function return metrics that were agreed; they ride in the masked vector.
+4. A client that refuses, fails or is silent is a dropout, with its reason in `failures`; with too few left the round
+   ends in an error that quotes these reasons. A round's time is bounded: `timeout` for training, `stage_timeout` for
+   every other exchange.
+5. Nodes are told apart by what they sign, not by what Flower calls them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from flwr.supercore.run import Run
+
+from dp import PrivacyLedger
+from protocols import ClientId, PeerRejected, ProtocolError, Roster, SendMessage, TooFewClientsError
+from protocols.wire import KeyBundle
+
+from ...layout import Layout
+from ...server import AggregationResult, Server
+from .agreement import Agreement, layout_text
+from .mod import SIMULATION, node_name, simulation_directory
+from .node import AGREEMENT, ROSTER, enrol, read_roster, write_agreement, write_roster
+from .records import RECORD, WEIGHT, Stage, arrays_of, field, to_record
+
+SUMMING = (FedAvg, FedAvgM, FedProx, FedAdagrad, FedAdam, FedYogi)
+POLL_SECONDS = 0.1
+
+
+class UnsupportedStrategyError(TypeError):
+    """The strategy needs more than the mean of all updates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a node did not go on: its own reason, or what its message was rejected for."""
+
+    node: int
+    client: int | None
+    stage: str
+    reason: str
+
+    def __str__(self) -> str:
+        who = f"node {self.node}" if self.client is None else f"client {self.client}"
+        return f"{who} in stage {self.stage!r}: {self.reason}"
+
+
+class SecAggGrid(Grid):
+    """Give it to `strategy.start(grid=...)` in place of the grid.
+
+    Args:
+        grid: Flower's.
+        strategy: the strategy that will be started.
+        settings: the `secagg-` keys (`agreement`), such as the run configuration.
+        roster: the pinned public identities, or the path of `roster.toml`.
+        ledger: path of the server's budget; created if there is no file. None: the budget lasts as long as the run.
+        stage_timeout: seconds that the server waits in every exchange without training.
+
+    Attributes:
+        results: of all rounds so far.
+        failures: of the last round.
+
+    Raises:
+        UnsupportedStrategyError: the strategy needs more than the mean, or asks for answers in clear.
+        ValueError: a setting is missing, unknown or wrong, or the roster has not as many clients as agreed.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: Strategy,
+        settings: Mapping[str, object],
+        *,
+        roster: Roster | str | Path,
+        ledger: str | Path | None = None,
+        stage_timeout: float = 60.0,
+    ) -> None:
+        check_strategy(strategy)
+        self.results: list[AggregationResult] = []
+        self.failures: list[Failure] = []
+        self._grid = grid
+        self._agreement = Agreement.of(settings)
+        self._roster = roster if isinstance(roster, Roster) else read_roster(roster)
+        if len(self._roster) != self._agreement.clients:
+            raise ValueError(f"{self._agreement.clients} clients are agreed, the roster has {len(self._roster)}")
+        self._ledger = ledger
+        self._stage_timeout = stage_timeout
+        self._server: Server | None = None
+        self._clients: dict[int, ClientId] = {}  # Flower's node -> who it proved to be
+        self._bundles: dict[ClientId, KeyBundle] = {}
+
+    @classmethod
+    def of(cls, grid: Grid, context: Context, strategy: Strategy) -> SecAggGrid:
+        """From the run configuration alone.
+
+        Keys of the server, beside those of the agreement: `secagg-roster` and `secagg-ledger` (paths),
+        `secagg-stage-timeout` (seconds); or, in a simulation, `secagg-simulation = true`: the nodes' directories are
+        then made here, for this run.
+        """
+        config = context.run_config
+        simulation = simulation_directory(config, context.run_id)
+        if simulation is not None:
+            simulate_nodes(simulation, config)
+        roster = config.get("secagg-roster") if simulation is None else str(simulation / ROSTER)
+        if not isinstance(roster, str) or not roster:
+            raise ValueError("secagg-roster must be the path of the roster, or secagg-simulation = true")
+        ledger = config.get("secagg-ledger")
+        return cls(
+            grid,
+            strategy,
+            config,
+            roster=roster,
+            ledger=ledger if isinstance(ledger, str) and ledger else None,
+            stage_timeout=float(config.get("secagg-stage-timeout", 60.0)),
+        )
+
+    def statement(self) -> str:
+        """The privacy statement of the last round.
+
+        Raises:
+            ValueError: there was none.
+        """
+        if not self.results:
+            raise ValueError("no round was completed")
+        return self.results[-1].statement()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """One round of secure aggregation.
+
+        Args:
+            messages: a strategy's train messages, one for each node.
+            timeout: seconds that the server waits for training.
+
+        Returns:
+            One reply with the survivors' mean; nothing for no messages.
+
+        Raises:
+            UnsupportedStrategyError: a message asks for an answer in clear, or the messages differ in their model.
+            TooFewClientsError: fewer clients than the floor are left; quotes the reasons of the others.
+            RemoteProtocolError: a share does not fit; names the client.
+            BudgetExceededError: the budget does not allow another round.
+        """
+        asked = list(messages)
+        if not asked:
+            return []
+        return [_Round(self, asked, timeout).run()]
+
+    def server(self, layout: Layout) -> Server:
+        """The server of this layout; its budget and configuration last over all rounds."""
+        if self._server is None:
+            config = self._agreement.config(layout)
+            budget, ledger = config.budget(), None
+            if budget is not None and self._ledger is not None:
+                path = Path(self._ledger)
+                ledger = PrivacyLedger.open(path) if path.exists() else PrivacyLedger.create(path, budget=budget)
+            self._server = Server(config, roster=self._roster, ledger=ledger)
+        if self._server.config.layout != layout:
+            raise UnsupportedStrategyError("names, shapes and dtypes of the model must be the same in all rounds")
+        return self._server
+
+    # The rest of Flower's interface.
+
+    def set_run(self, run: Run) -> None:
+        """See `Grid`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See `Grid`."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See `Grid`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """See `Grid`."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Refused: a message beside the round would ask for an answer in clear."""
+        raise UnsupportedStrategyError("SecAggGrid sends whole rounds only: use send_and_receive")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Refused, as `push_messages`."""
+        raise UnsupportedStrategyError("SecAggGrid sends whole rounds only: use send_and_receive")
+
+
+class _Round:
+    """One round: the exchanges with the nodes, and who is still there."""
+
+    def __init__(self, owner: SecAggGrid, asked: list[Message], timeout: float | None) -> None:
+        self._owner = owner
+        self._asked = {message.metadata.dst_node_id: message for message in asked}
+        self._timeout = timeout
+        owner.failures = []
+        first = asked[0]
+        for message in asked:
+            if message.metadata.message_type.partition(".")[0] != "train":
+                raise UnsupportedStrategyError(
+                    f"a {message.metadata.message_type} message asks every client for an answer in clear: set "
+                    "fraction_evaluate=0 and evaluate on the server, or let the train function return agreed metrics"
+                )
+        if len(self._asked) != len(asked):
+            raise UnsupportedStrategyError("the strategy asks a node twice in one round")
+        self._model = arrays_of(first.content, "a train message")
+        self._layout = Layout.of(self._model)
+        self._server = owner.server(self._layout)
+        digest = self._layout.model_digest(self._model)
+        for message in asked:
+            same = message.content is first.content
+            if not same and self._layout.model_digest(arrays_of(message.content, "a train message")) != digest:
+                raise UnsupportedStrategyError("the strategy sends different models to different clients")
+
+    def run(self) -> Message:
+        owner, server = self._owner, self._server
+        in_advance = {node: client for node, client in owner._clients.items() if node in self._asked}
+        bundles = {client: owner._bundles[client] for client in in_advance.values() if client in owner._bundles}
+        owner._bundles = {}  # keys serve one round, whatever comes of it
+        opening = ConfigRecord({"agreement": owner._agreement.to_text(), "layout": layout_text(self._layout)})
+        opening["invitation"] = server.begin(self._model, bundles=bundles)[0].data
+        try:
+            nodes = {client: node for node, client in in_advance.items() if client in bundles}
+            known = set(nodes.values())
+            fresh = {node: ConfigRecord(dict(opening)) for node in self._asked if node not in known}
+            self._exchange(Stage.ADVERTISE, fresh, nodes)
+            prepared = set(bundles)  # these have not seen the invitation yet
+            for stage in (Stage.SHARE, Stage.CONTRIBUTE, Stage.CHECK, Stage.UNMASK):
+                records = {}
+                for event in server.close_phase():
+                    if isinstance(event, SendMessage) and event.to in nodes:
+                        first = stage is Stage.SHARE and event.to in prepared
+                        records[nodes[event.to]] = ConfigRecord({**(opening if first else {}), "data": event.data})
+                self._exchange(stage, records, nodes)
+            (result,) = [event for event in server.close_phase() if isinstance(event, AggregationResult)]
+            owner._bundles = server.next_bundles
+        except TooFewClientsError as error:
+            reasons = "; ".join(str(failure) for failure in owner.failures)
+            raise TooFewClientsError(f"{error}; {reasons}" if reasons else str(error), phase=error.phase) from None
+        finally:
+            server.abandon()
+        owner.results.append(result)
+        return self._reply(result)
+
+    def _exchange(self, stage: Stage, records: Mapping[int, ConfigRecord], nodes: dict[ClientId, int]) -> None:
+        """Sends one record to each of these nodes, and gives their answers to the server as they come."""
+        if not records:
+            return
+        patience = self._timeout if stage is Stage.CONTRIBUTE else self._owner._stage_timeout
+        grid, sent_to = self._owner._grid, dict[str, int]()
+        for node, record in records.items():
+            record["stage"] = stage.value
+            asked = self._asked[node]
+            content = RecordDict(dict(asked.content) if stage is Stage.CONTRIBUTE else {})
+            content[RECORD] = record
+            message = Message(
+                content,
+                dst_node_id=node,
+                message_type=asked.metadata.message_type,
+                group_id=asked.metadata.group_id,
+                ttl=patience,
+            )
+            sent_to |= dict.fromkeys(grid.push_messages([message]), node)
+        deadline = None if patience is None else time.monotonic() + patience
+        while sent_to and (deadline is None or time.monotonic() < deadline):
+            for reply in grid.pull_messages(list(sent_to)):
+                answered = sent_to.pop(reply.metadata.reply_to_message_id, None)
+                if answered is not None:
+                    self._take(stage, answered, reply, nodes)
+            if sent_to:
+                time.sleep(POLL_SECONDS)
+        for node in sent_to.values():
+            self._fail(node, stage, f"no answer within {patience:g} s")
+
+    def _take(self, stage: Stage, node: int, reply: Message, nodes: dict[ClientId, int]) -> None:
+        """One answer of one node."""
+        if reply.has_error():
+            self._fail(node, stage, reply.error.reason or "an error without a reason")
+            return
+        try:
+            record = reply.content.config_records.get(RECORD, ConfigRecord())
+            client, data = ClientId(field(record, "client", int)), field(record, "data", bytes)
+        except ProtocolError as error:
+            self._fail(node, stage, f"{error}: has its ClientApp the SecAggMod?")
+            return
+        if nodes.get(client, node) != node:
+            self._fail(node, stage, f"it answers for client {client}, which is another node")
+            return
+        rejected = [event.reason for event in self._server.receive(client, data) if isinstance(event, PeerRejected)]
+        if rejected:
+            self._fail(node, stage, rejected[0])
+            return
+        nodes[client] = node
+        self._owner._clients[node] = client
+
+    def _fail(self, node: int, stage: Stage, reason: str) -> None:
+        client = self._owner._clients.get(node)
+        self._owner.failures.append(Failure(node=node, client=client, stage=stage.value, reason=reason))
+
+    def _reply(self, result: AggregationResult) -> Message:
+        """The mean, as if one client had sent it."""
+        trained = {name: (array + result.mean[name]).astype(array.dtype) for name, array in self._model.items()}
+        weight = len(result.survivors) if result.weight is None else result.weight
+        metrics = MetricRecord({**result.metrics, WEIGHT: max(float(weight), 1.0)})
+        content = RecordDict({"arrays": to_record(trained), "metrics": metrics})
+        return Message(content, reply_to=next(iter(self._asked.values())))
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuses strategies that need more than the mean of all updates.
+
+    Raises:
+        UnsupportedStrategyError: says what it needs.
+    """
+    name = type(strategy).__name__
+    owner = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
+    if not isinstance(strategy, FedAvg) or owner not in SUMMING:
+        supported = ", ".join(kind.__name__ for kind in SUMMING)
+        raise UnsupportedStrategyError(
+            f"{name} looks at the updates of single clients, which nobody sees here; supported are {supported}"
+        )
+    if strategy.fraction_train != 1.0:
+        raise UnsupportedStrategyError(
+            f"{name} trains on a fraction of {strategy.fraction_train:g}: set fraction_train=1.0, every client on the "
+            "roster takes part in every round"
+        )
+    if strategy.fraction_evaluate != 0.0:
+        raise UnsupportedStrategyError(
+            f"{name} asks clients to evaluate, in clear: set fraction_evaluate=0.0 and evaluate on the server, or let "
+            "the train function return agreed metrics"
+        )
+    if strategy.weighted_by_key != WEIGHT:
+        raise UnsupportedStrategyError(f"{name} weighs by {strategy.weighted_by_key!r}, supported is {WEIGHT!r}")
+
+
+def simulate_nodes(directory: str | Path, settings: Mapping[str, object]) -> Roster:
+    """Enrols all nodes of a simulation on this machine: each in its own directory, with the roster and the agreement.
+
+    Args:
+        directory: where; created with mode 0700.
+        settings: the `secagg-` keys.
+
+    Returns:
+        The roster.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, mode=0o700)
+    agreed = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
+    clients = range(1, Agreement.of(settings).clients + 1)
+    identities = {client: enrol(directory / node_name(client), client) for client in clients}
+    for client in clients:
+        write_roster(directory / node_name(client) / ROSTER, identities)
+        write_agreement(directory / node_name(client) / AGREEMENT, agreed)
+    write_roster(directory / ROSTER, identities)
+    (directory / SIMULATION).touch(mode=0o600)
+    return read_roster(directory / ROSTER)
