@@ -21,11 +21,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from dp import PrivacyLedger
 from protocols import ClientId, PeerRejected, ProtocolError, Roster, SendMessage, TooFewClientsError
@@ -161,7 +163,10 @@ class SecAggGrid(Grid):
         return [_Round(self, asked, timeout).run()]
 
     def server(self, layout: Layout) -> Server:
-        """The server of this layout; its budget and configuration last over all rounds."""
+        """The server of all rounds, whose layout is that of the first.
+
+        Some strategies turn float32 into float64 on the way (`FedAdam`): dtypes may differ in later rounds.
+        """
         if self._server is None:
             config = self._agreement.config(layout)
             budget, ledger = config.budget(), None
@@ -169,8 +174,11 @@ class SecAggGrid(Grid):
                 path = Path(self._ledger)
                 ledger = PrivacyLedger.open(path) if path.exists() else PrivacyLedger.create(path, budget=budget)
             self._server = Server(config, roster=self._roster, ledger=ledger)
-        if self._server.config.layout != layout:
-            raise UnsupportedStrategyError("names, shapes and dtypes of the model must be the same in all rounds")
+        shapes, agreed = (
+            {entry.name: entry.shape for entry in one.entries} for one in (layout, self._server.config.layout)
+        )
+        if shapes != agreed:
+            raise UnsupportedStrategyError("names and shapes of the model must be the same in all rounds")
         return self._server
 
     # The rest of Flower's interface.
@@ -224,14 +232,14 @@ class _Round:
                 )
         if len(self._asked) != len(asked):
             raise UnsupportedStrategyError("the strategy asks a node twice in one round")
-        self._model = arrays_of(first.content, "a train message")
-        self._layout = Layout.of(self._model)
-        self._server = owner.server(self._layout)
-        digest = self._layout.model_digest(self._model)
+        model = arrays_of(first.content, "a train message")
         for message in asked:
-            same = message.content is first.content
-            if not same and self._layout.model_digest(arrays_of(message.content, "a train message")) != digest:
+            other = arrays_of(message.content, "a train message")
+            if message.content is not first.content and not _equal(model, other):
                 raise UnsupportedStrategyError("the strategy sends different models to different clients")
+        self._server = owner.server(Layout.of(model))
+        self._layout = self._server.config.layout
+        self._model = {entry.name: model[entry.name].astype(entry.dtype) for entry in self._layout.entries}
 
     def run(self) -> Message:
         owner, server = self._owner, self._server
@@ -273,6 +281,8 @@ class _Round:
             record["stage"] = stage.value
             asked = self._asked[node]
             content = RecordDict(dict(asked.content) if stage is Stage.CONTRIBUTE else {})
+            for name in content.array_records:
+                content[name] = to_record(self._model)
             content[RECORD] = record
             message = Message(
                 content,
@@ -320,11 +330,15 @@ class _Round:
 
     def _reply(self, result: AggregationResult) -> Message:
         """The mean, as if one client had sent it."""
-        trained = {name: (array + result.mean[name]).astype(array.dtype) for name, array in self._model.items()}
+        trained = {name: array + result.mean[name] for name, array in self._model.items()}
         weight = len(result.survivors) if result.weight is None else result.weight
         metrics = MetricRecord({**result.metrics, WEIGHT: max(float(weight), 1.0)})
         content = RecordDict({"arrays": to_record(trained), "metrics": metrics})
         return Message(content, reply_to=next(iter(self._asked.values())))
+
+
+def _equal(model: Mapping[str, NDArray[np.floating]], other: Mapping[str, NDArray[np.floating]]) -> bool:
+    return model.keys() == other.keys() and all(np.array_equal(model[name], other[name]) for name in model)
 
 
 def check_strategy(strategy: Strategy) -> None:

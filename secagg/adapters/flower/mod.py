@@ -181,8 +181,15 @@ class _Turn:
             reply = call_next(message, self._context)
             if reply.has_error():
                 raise PolicyRefusal("the train function answered with an error")
-            trained = arrays_of(reply.content, "the train function's reply")
-            client.config.layout.flatten(trained)  # names, shapes and dtypes, before anything is subtracted
+            layout = client.config.layout
+            returned = arrays_of(reply.content, "the train function's reply")
+            dtypes = {entry.name: entry.dtype for entry in layout.entries}
+            # Float64 models trained in float32, and the reverse, are common; other kinds are refused by the layout.
+            trained = {
+                name: array.astype(dtypes.get(name, array.dtype)) if array.dtype.kind == "f" else array
+                for name, array in returned.items()
+            }
+            layout.flatten(trained)  # names, shapes and dtypes, before anything is subtracted
         numbers = {name: value for record in reply.content.metric_records.values() for name, value in record.items()}
         riders = client.config.riders
         return Contribution(
