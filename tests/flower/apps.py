@@ -63,6 +63,7 @@ def train(message: Message, context: Context) -> Message:
 def app_of(*mods: Any, function: TrainFunction = train) -> ClientApp:
     app = ClientApp(mods=list(mods))
     app.train()(function)
+    app.evaluate()(function)
     return app
 
 
@@ -176,8 +177,6 @@ class Federation:
             self.grid, strategy, settings, roster=directory / ROSTER, **{"stage_timeout": 0.3, **options}
         )
 
-    def start(self, rounds: int = 1) -> Result:
+    def start(self, rounds: int = 1, model: Mapping[str, np.ndarray] = MODEL) -> Result:
         with task():
-            return self.strategy.start(
-                grid=self.secure, initial_arrays=record(MODEL), num_rounds=rounds, timeout=0.3
-            )
+            return self.strategy.start(grid=self.secure, initial_arrays=record(model), num_rounds=rounds, timeout=0.3)

@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,21 @@ class UnsupportedStrategyError(TypeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a node did not go on: its own reason, or what its message was rejected for."""
+    """Why a node did not go on: its own reason, or what its message was rejected for.
 
+    Attributes:
+        round: the number of the round, from 1, aborted ones included.
+        node: Flower's name for the node.
+        client: who it proved to be, if it did.
+        stage: the exchange that it missed.
+        reason: in words.
+    """
+
+    round: int
     node: int
     client: int | None
     stage: str
     reason: str
-
-    def __str__(self) -> str:
-        who = f"node {self.node}" if self.client is None else f"client {self.client}"
-        return f"{who} in stage {self.stage!r}: {self.reason}"
 
 
 class SecAggGrid(Grid):
@@ -74,8 +80,9 @@ class SecAggGrid(Grid):
         stage_timeout: seconds that the server waits in every exchange without training.
 
     Attributes:
-        results: of all rounds so far.
-        failures: of the last round.
+        results: of all rounds that were completed.
+        failures: nodes that did not go on, over all rounds.
+        rounds: how many were begun.
 
     Raises:
         UnsupportedStrategyError: the strategy needs more than the mean, or asks for answers in clear.
@@ -95,6 +102,7 @@ class SecAggGrid(Grid):
         check_strategy(strategy)
         self.results: list[AggregationResult] = []
         self.failures: list[Failure] = []
+        self.rounds = 0
         self._grid = grid
         self._agreement = Agreement.of(settings)
         self._roster = roster if isinstance(roster, Roster) else read_roster(roster)
@@ -222,7 +230,6 @@ class _Round:
         self._owner = owner
         self._asked = {message.metadata.dst_node_id: message for message in asked}
         self._timeout = timeout
-        owner.failures = []
         first = asked[0]
         for message in asked:
             if message.metadata.message_type.partition(".")[0] != "train":
@@ -243,6 +250,7 @@ class _Round:
 
     def run(self) -> Message:
         owner, server = self._owner, self._server
+        owner.rounds += 1
         in_advance = {node: client for node, client in owner._clients.items() if node in self._asked}
         bundles = {client: owner._bundles[client] for client in in_advance.values() if client in owner._bundles}
         owner._bundles = {}  # keys serve one round, whatever comes of it
@@ -264,8 +272,12 @@ class _Round:
             (result,) = [event for event in server.close_phase() if isinstance(event, AggregationResult)]
             owner._bundles = server.next_bundles
         except TooFewClientsError as error:
-            reasons = "; ".join(str(failure) for failure in owner.failures)
-            raise TooFewClientsError(f"{error}; {reasons}" if reasons else str(error), phase=error.phase) from None
+            raise TooFewClientsError(
+                "; ".join(
+                    [str(error), *_reasons(failure for failure in owner.failures if failure.round == owner.rounds)]
+                ),
+                phase=error.phase,
+            ) from None
         finally:
             server.abandon()
         owner.results.append(result)
@@ -325,8 +337,9 @@ class _Round:
         self._owner._clients[node] = client
 
     def _fail(self, node: int, stage: Stage, reason: str) -> None:
-        client = self._owner._clients.get(node)
-        self._owner.failures.append(Failure(node=node, client=client, stage=stage.value, reason=reason))
+        owner = self._owner
+        client = owner._clients.get(node)
+        owner.failures.append(Failure(round=owner.rounds, node=node, client=client, stage=stage.value, reason=reason))
 
     def _reply(self, result: AggregationResult) -> Message:
         """The mean, as if one client had sent it."""
@@ -335,6 +348,15 @@ class _Round:
         metrics = MetricRecord({**result.metrics, WEIGHT: max(float(weight), 1.0)})
         content = RecordDict({"arrays": to_record(trained), "metrics": metrics})
         return Message(content, reply_to=next(iter(self._asked.values())))
+
+
+def _reasons(failures: Iterable[Failure]) -> list[str]:
+    """Each reason once, with the nodes that gave it."""
+    nodes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for failure in failures:
+        who = f"node {failure.node}" if failure.client is None else f"client {failure.client}"
+        nodes[failure.stage, failure.reason].append(who)
+    return [f"{', '.join(who)} in stage {stage!r}: {reason}" for (stage, reason), who in nodes.items()]
 
 
 def _equal(model: Mapping[str, NDArray[np.floating]], other: Mapping[str, NDArray[np.floating]]) -> bool:

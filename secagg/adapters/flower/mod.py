@@ -69,7 +69,7 @@ class SecAggMod:
             record = message.content.config_records.get(RECORD)
             if record is None or message.metadata.message_type.partition(".")[0] != "train":
                 raise PolicyRefusal(
-                    f"this node answers rounds of secure aggregation only, not a {message.metadata.message_type} "
+                    f"this node answers rounds of secure aggregation only, no {message.metadata.message_type} "
                     "message in clear"
                 )
             with Node(self._directory(context)) as node:
