@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := torch,data,report,test
+EXTRAS := torch,data,report,flower,test
 
 .PHONY: demo test lint types check deep bench clean
 
