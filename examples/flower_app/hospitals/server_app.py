@@ -16,7 +16,7 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=context.run_config["secagg-clients"])
+    strategy = FedAvg(fraction_evaluate=0.0)
     secure = SecAggGrid.of(grid, context, strategy)
     strategy.start(
         grid=secure,

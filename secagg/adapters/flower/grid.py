@@ -103,6 +103,7 @@ class SecAggGrid(Grid):
         self.results: list[AggregationResult] = []
         self.failures: list[Failure] = []
         self.rounds = 0
+        self._waited = -1  # the number of rounds when all nodes were last waited for
         self._grid = grid
         self._agreement = Agreement.of(settings)
         self._roster = roster if isinstance(roster, Roster) else read_roster(roster)
@@ -207,8 +208,12 @@ class SecAggGrid(Grid):
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """See `Grid`."""
-        return self._grid.get_node_ids()
+        """See `Grid`; waits once a round, for at most `stage_timeout`, until every client's node is connected."""
+        deadline = time.monotonic() + (0.0 if self._waited == self.rounds else self._stage_timeout)
+        while len(nodes := list(self._grid.get_node_ids())) < self._agreement.clients and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        self._waited = self.rounds
+        return nodes
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """See `Grid`."""
@@ -245,6 +250,9 @@ class _Round:
             if message.content is not first.content and not _equal(model, other):
                 raise UnsupportedStrategyError("the strategy sends different models to different clients")
         self._server = owner.server(Layout.of(model))
+        floor = self._server.config.min_survivors
+        if len(asked) < floor:
+            raise TooFewClientsError(f"the strategy asks {len(asked)} nodes, the floor is {floor}: are all connected?")
         self._layout = self._server.config.layout
         self._model = {entry.name: model[entry.name].astype(entry.dtype) for entry in self._layout.entries}
 
