@@ -1,4 +1,4 @@
-"""Unmodified strategies and train functions on masked rounds: the mean is exact, nothing is in clear, lies are refused."""
+"""Unmodified strategies and train functions on masked rounds: exact means, nothing in clear, lies refused."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class TestExchanges:
         federation.start()
         for number in range(1, 9):
             (nodes / f"client-{number}" / "vault.sqlite").unlink()
-        with pytest.raises(TooFewClientsError, match="the vault .* is missing"):
+        with pytest.raises(TooFewClientsError, match=r"the vault .* is missing"):
             federation.start()
 
 
@@ -287,7 +287,7 @@ class TestBudget:
 
     def test_a_server_that_forgets_its_own_is_refused_by_the_nodes(self, nodes: Path) -> None:
         Federation(nodes, averaging(), PRIVATE).start(rounds=2)
-        with pytest.raises(TooFewClientsError, match="BudgetExceededError: request .* is refused"):
+        with pytest.raises(TooFewClientsError, match=r"BudgetExceededError: request .* is refused"):
             Federation(nodes, averaging(), PRIVATE).start()
 
     @pytest.mark.parametrize("stage", STAGES[1:], ids=lambda stage: stage.value)

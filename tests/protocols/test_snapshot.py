@@ -192,7 +192,6 @@ def test_only_the_right_key_and_context_open_it() -> None:
     with pytest.raises(ValueError, match="does not open"):
         open_keys(sealed, key=key, context=CONTEXT)  # a session is not taken for keys
     with pytest.raises(ValueError, match="32 bytes"):
-        moving.advance(Phase.MASKED_INPUT)
         seal_session(moving.clients[ClientId(2)], key=bytes(16), context=CONTEXT)
 
 

@@ -23,7 +23,7 @@ import os
 import sqlite3
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,11 +111,14 @@ class Vault:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         if not path.is_file():
             raise PolicyRefusal(f"the vault {path} is missing: enrol this client anew under another id")
         self._database = sqlite3.connect(path, isolation_level=None)
-        self._database.execute("PRAGMA secure_delete = ON")
-        self._database.execute("PRAGMA synchronous = EXTRA")
+        with self._storage() as database:
+            database.execute("PRAGMA secure_delete = ON")
+            database.execute("PRAGMA synchronous = EXTRA")
+            database.execute("SELECT number FROM sealed LIMIT 0")
 
     @staticmethod
     def enrol(path: Path) -> None:
@@ -136,9 +139,9 @@ class Vault:
             sent: whether this client's vector has left.
         """
         key = os.urandom(KEY_BYTES)
-        cursor = self._database.execute(
-            "INSERT INTO sealed (key, request, sent) VALUES (?, ?, ?)", (key, request, int(sent))
-        )
+        with self._storage() as database:
+            row = (key, request, int(sent))
+            cursor = database.execute("INSERT INTO sealed (key, request, sent) VALUES (?, ?, ?)", row)
         return int(cursor.lastrowid or 0), key
 
     def take(self, number: int, *, sending: bool = False) -> tuple[bytes, str, bool]:
@@ -151,24 +154,34 @@ class Vault:
         Raises:
             PolicyRefusal: the key was taken before, or there never was one.
         """
-        self._database.execute("BEGIN IMMEDIATE")
-        row = self._database.execute("SELECT key, request, sent FROM sealed WHERE number = ?", (number,)).fetchone()
-        self._database.execute(
-            "UPDATE sealed SET key = NULL, sent = max(sent, ?) WHERE number = ?", (int(sending), number)
-        )
-        self._database.execute("COMMIT")
+        with self._storage() as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            row = database.execute("SELECT key, request, sent FROM sealed WHERE number = ?", (number,)).fetchone()
+            database.execute(
+                "UPDATE sealed SET key = NULL, sent = max(sent, ?) WHERE number = ?", (int(sending), number)
+            )
         if row is None or row[0] is None:
             raise PolicyRefusal(f"sealed state {number} was used before, or was never made here")
         return row[0], row[1], bool(row[2])
 
     def unsent(self) -> set[str]:
         """Rounds whose vector surely has not left."""
-        rows = self._database.execute("SELECT request FROM sealed GROUP BY request HAVING max(sent) = 0").fetchall()
+        with self._storage() as database:
+            rows = database.execute("SELECT request FROM sealed GROUP BY request HAVING max(sent) = 0").fetchall()
         return {request for (request,) in rows}
 
     def clear(self, *, keep: int = 0) -> None:
         """Destroys all keys but one."""
-        self._database.execute("DELETE FROM sealed WHERE number != ?", (keep,))
+        with self._storage() as database:
+            database.execute("DELETE FROM sealed WHERE number != ?", (keep,))
+
+    @contextmanager
+    def _storage(self) -> Iterator[sqlite3.Connection]:
+        """The file, whose errors mean that nothing may depend on it."""
+        try:
+            yield self._database
+        except sqlite3.Error as error:
+            raise PolicyRefusal(f"the vault {self._path} cannot be used: {error}") from None
 
     def close(self) -> None:
         """Closes the file."""
@@ -203,8 +216,11 @@ class Node:
             raise PolicyRefusal(f"{self._directory} is not the directory of an enrolled node: {error}") from None
         self.roster = read_roster(self._directory / ROSTER)
         self.agreement = Agreement.read(self._directory / AGREEMENT)
-        self._history = ClientHistory(self._directory / _HISTORY)
-        self._vault = Vault(self._directory / _VAULT)
+        with ExitStack() as on_failure:
+            self._history = ClientHistory(self._directory / _HISTORY)
+            on_failure.callback(self._history.close)
+            self._vault = Vault(self._directory / _VAULT)
+            on_failure.pop_all()
 
     def __enter__(self) -> Node:
         return self
