@@ -36,11 +36,13 @@ REPORT = """
     import json
     from pathlib import Path
 
-    Path({path!r}).write_text(json.dumps([
-        {{"survivors": sorted(result.survivors), "failures": [str(failure) for failure in failures],
-          "mean": {{name: array.tolist() for name, array in result.mean.items()}}}}
-        for result, failures in zip(secure.results, secure.failures_of_rounds)
-    ]))
+    Path({path!r}).write_text(json.dumps({{
+        "rounds": [
+            {{"survivors": sorted(one.survivors), "mean": {{name: array.tolist() for name, array in one.mean.items()}}}}
+            for one in secure.results
+        ],
+        "failures": [[one.round, one.client, one.stage, one.reason] for one in secure.failures],
+    }}))
 """
 
 
@@ -180,11 +182,10 @@ class Deployment:
             raise RuntimeError(f"flwr {arguments[0]}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def start_run(self, app: Path, settings: Mapping[str, Any]) -> Path:
-        """Starts a run and follows its log; gives the path of the log."""
-        overrides = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
-        self._start("run", "flwr", "run", str(app), "loopback", "--stream", "--run-config", overrides)
-        return self.log("run")
+    def start_run(self, app: Path, overrides: Mapping[str, Any]) -> None:
+        """Starts a run, whose log is followed."""
+        changes = " ".join(f"{name}={json.dumps(value)}" for name, value in overrides.items())
+        self._start("run", "flwr", "run", str(app), "loopback", "--stream", "--run-config", changes)
 
     def wait_for_run(self, seconds: float) -> str:
         """The log of the run, once it is over."""
@@ -224,12 +225,17 @@ class Deployment:
             return probe.connect_ex((HOST, port)) == 0
 
 
-def copy_app(directory: Path, report: Path) -> Path:
-    """The example app, with a server that also writes what came out of each round."""
+def copy_app(directory: Path, settings: Mapping[str, Any], report: Path, *, timeout: float) -> Path:
+    """The example app with other settings, a bounded time for training, and a server that writes what came out."""
     app = directory / "app"
     shutil.copytree(ROOT / "examples" / "flower_app", app, ignore=shutil.ignore_patterns("__pycache__"))
+    project = app / "pyproject.toml"
+    kept = [line for line in project.read_text().splitlines() if not line.startswith("secagg-")]
+    changed = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    project.write_text("\n".join([*kept, *changed, ""]))
     server = app / "hospitals" / "server_app.py"
-    server.write_text(server.read_text() + REPORT.format(path=str(report)))
+    source = server.read_text().replace("evaluate_fn=evaluate,", f"evaluate_fn=evaluate, timeout={timeout},")
+    server.write_text(source + REPORT.format(path=str(report)))
     return app
 
 
@@ -243,7 +249,12 @@ def main(directory: Path) -> None:
     with Deployment(directory, SETTINGS) as deployment:
         deployment.start_run(
             ROOT / "examples" / "flower_app",
-            {**SETTINGS, "num-server-rounds": 3, "secagg-simulation": False, "secagg-roster": str(directory / ROSTER)},
+            {
+                **SETTINGS,
+                "num-server-rounds": SETTINGS["secagg-rounds"],
+                "secagg-simulation": False,
+                "secagg-roster": str(directory / ROSTER),
+            },
         )
         print(deployment.wait_for_run(300))
 

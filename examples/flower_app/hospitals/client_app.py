@@ -2,9 +2,9 @@
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from secagg.adapters.flower import SecAggMod
 
 from hospitals.task import fit, load_hospital
+from secagg.adapters.flower import SecAggMod
 
 app = ClientApp(mods=[SecAggMod()])
 

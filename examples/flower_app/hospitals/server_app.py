@@ -3,9 +3,9 @@
 from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from secagg.adapters.flower import SecAggGrid
 
 from hospitals.task import accuracy, initial_model
+from secagg.adapters.flower import SecAggGrid
 
 app = ServerApp()
 
