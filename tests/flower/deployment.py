@@ -120,6 +120,7 @@ class Deployment:
         self.clients = range(1, int(settings["secagg-clients"]) + 1)
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.restarted: dict[str, int] = {}
         self.environment = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -165,6 +166,12 @@ class Deployment:
                     "--auth-supernode-private-key", str(here / f"node-{client}"), "--node-config", config,
                     "--superlink", f"{HOST}:{self.port}", "--host", HOST, "--port", str(free_port()))  # fmt: skip
 
+    def restart_node(self, client: int) -> None:
+        """Kills a SuperNode, and starts it again as soon as the SuperLink lets it in."""
+        self.kill(f"node-{client}")
+        self.restarted[f"node-{client}"] = client
+        self.start_node(client)
+
     def kill(self, name: str) -> None:
         """Ends a process that this object started, and all that it started in turn, by their ids."""
         process = self.processes.pop(name)
@@ -189,7 +196,7 @@ class Deployment:
 
     def wait_for_run(self, seconds: float) -> str:
         """The log of the run, once it is over."""
-        self.processes["run"].wait(timeout=seconds)
+        self.wait(lambda: self.processes["run"].poll() is not None, "the run ends", seconds)
         return self.log("run").read_text()
 
     def log(self, name: str) -> Path:
@@ -202,8 +209,13 @@ class Deployment:
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not within {seconds:g} s: {what}")
-            for name, process in self.processes.items():
-                if process.poll() not in (None, 0):
+            for name, process in list(self.processes.items()):
+                if process.poll() in (None, 0):
+                    continue
+                if name in self.restarted:  # refused as long as the SuperLink takes the killed one for alive
+                    time.sleep(1)
+                    self.start_node(self.restarted[name])
+                else:
                     raise RuntimeError(f"{name} ended with {process.returncode}: {self.log(name).read_text()[-2000:]}")
             time.sleep(0.02)
 

@@ -68,8 +68,7 @@ def test_nodes_that_are_killed(tmp_path: Path, hospitals: ModuleType) -> None:
                 f"client {client} writes {line!r} {count} times",
                 seconds=RUN_SECONDS,
             )
-            deployment.kill(f"node-{client}")
-            deployment.start_node(client)
+            deployment.restart_node(client)
         log_of_run = deployment.wait_for_run(RUN_SECONDS)
     assert report.exists(), log_of_run[-4000:]
     answer = json.loads(report.read_text())

@@ -112,8 +112,13 @@ class Agreement:
         except (OSError, ValueError) as error:
             raise PolicyRefusal(f"the agreement {path} cannot be used: {error}") from None
 
-    def config(self, layout: Layout) -> AggregationConfig:
+    def config(self, layout: Layout, instructions: str = "") -> AggregationConfig:
         """The configuration of a round on a model of that layout.
+
+        Args:
+            layout: names, shapes and dtypes of the model.
+            instructions: digest of the train configuration (`records.instructions_of`); bound into every key of the
+                round, so that all clients get the same.
 
         Raises:
             ValueError: numbers contradict each other; says which.
@@ -126,7 +131,7 @@ class Agreement:
             max_colluders=self.max_colluders,
             privacy=self.privacy,
             modulus_bits=self.modulus_bits,
-            application=self.application,
+            application=f"{self.application}/{instructions}" if instructions else self.application,
             riders=self.riders,
         )
 

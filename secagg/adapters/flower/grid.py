@@ -5,7 +5,7 @@ Rules:
 1. A strategy's train messages become one round of secure aggregation; the strategy gets one synthetic reply with the
    survivors' mean. Strategies that only average (`SUMMING`) cannot tell the difference; those that look at single
    clients (Krum, medians, q-fair averaging, Flower's own noise) are refused before the round.
-2. All clients on the roster are asked in every round, from the same model: `fraction_train = 1`.
+2. All clients on the roster are asked in every round, for the same: one model, one train configuration.
 3. Nothing is asked in clear: evaluate messages are refused. Evaluate on the server (`evaluate_fn`), or let the train
    function return metrics that were agreed; they ride in the masked vector.
 4. A client that refuses, fails or is silent is a dropout, with its reason in `failures`; with too few left the round
@@ -16,7 +16,9 @@ Rules:
 
 from __future__ import annotations
 
+import shutil
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ from ...server import AggregationResult, Server
 from .agreement import Agreement, layout_text
 from .mod import SIMULATION, node_name, simulation_directory
 from .node import AGREEMENT, ROSTER, enrol, read_roster, write_agreement, write_roster
-from .records import RECORD, WEIGHT, Stage, arrays_of, field, to_record
+from .records import RECORD, WEIGHT, Stage, arrays_of, field, instructions_of, to_record
 
 SUMMING = (FedAvg, FedAvgM, FedProx, FedAdagrad, FedAdam, FedYogi)
 POLL_SECONDS = 0.1
@@ -109,9 +111,10 @@ class SecAggGrid(Grid):
         self._roster = roster if isinstance(roster, Roster) else read_roster(roster)
         if len(self._roster) != self._agreement.clients:
             raise ValueError(f"{self._agreement.clients} clients are agreed, the roster has {len(self._roster)}")
-        self._ledger = ledger
+        self._ledger_path = None if ledger is None else Path(ledger)
+        self._ledger: PrivacyLedger | None = None
         self._stage_timeout = stage_timeout
-        self._server: Server | None = None
+        self._layout: Layout | None = None
         self._clients: dict[int, ClientId] = {}  # Flower's node -> who it proved to be
         self._bundles: dict[ClientId, KeyBundle] = {}
 
@@ -121,7 +124,7 @@ class SecAggGrid(Grid):
 
         Keys of the server, beside those of the agreement: `secagg-roster` and `secagg-ledger` (paths),
         `secagg-stage-timeout` (seconds); or, in a simulation, `secagg-simulation = true`: the nodes' directories are
-        then made here, for this run.
+        then made here, and removed with this object.
         """
         config = context.run_config
         simulation = simulation_directory(config, context.run_id)
@@ -131,7 +134,7 @@ class SecAggGrid(Grid):
         if not isinstance(roster, str) or not roster:
             raise ValueError("secagg-roster must be the path of the roster, or secagg-simulation = true")
         ledger = config.get("secagg-ledger")
-        return cls(
+        secure = cls(
             grid,
             strategy,
             config,
@@ -139,6 +142,9 @@ class SecAggGrid(Grid):
             ledger=ledger if isinstance(ledger, str) and ledger else None,
             stage_timeout=float(config.get("secagg-stage-timeout", 60.0)),
         )
+        if simulation is not None:
+            weakref.finalize(secure, shutil.rmtree, simulation)
+        return secure
 
     def statement(self) -> str:
         """The privacy statement of the last round.
@@ -171,24 +177,25 @@ class SecAggGrid(Grid):
             return []
         return [_Round(self, asked, timeout).run()]
 
-    def server(self, layout: Layout) -> Server:
-        """The server of all rounds, whose layout is that of the first.
+    def server(self, layout: Layout, instructions: str) -> Server:
+        """The server of one round; its budget lasts over all of them, and its layout is that of the first.
 
         Some strategies turn float32 into float64 on the way (`FedAdam`): dtypes may differ in later rounds.
         """
-        if self._server is None:
-            config = self._agreement.config(layout)
-            budget, ledger = config.budget(), None
-            if budget is not None and self._ledger is not None:
-                path = Path(self._ledger)
-                ledger = PrivacyLedger.open(path) if path.exists() else PrivacyLedger.create(path, budget=budget)
-            self._server = Server(config, roster=self._roster, ledger=ledger)
-        shapes, agreed = (
-            {entry.name: entry.shape for entry in one.entries} for one in (layout, self._server.config.layout)
-        )
+        self._layout = self._layout or layout
+        shapes, agreed = ({entry.name: entry.shape for entry in one.entries} for one in (layout, self._layout))
         if shapes != agreed:
             raise UnsupportedStrategyError("names and shapes of the model must be the same in all rounds")
-        return self._server
+        config = self._agreement.config(self._layout, instructions)
+        budget = config.budget()
+        if budget is not None and self._ledger is None:
+            path = self._ledger_path
+            existing = path is not None and path.exists()
+            self._ledger = (
+                PrivacyLedger.open(path) if path is not None and existing
+                else PrivacyLedger.create(path or ":memory:", budget=budget)
+            )  # fmt: skip
+        return Server(config, roster=self._roster, ledger=self._ledger)
 
     # The rest of Flower's interface.
 
@@ -244,12 +251,15 @@ class _Round:
                 )
         if len(self._asked) != len(asked):
             raise UnsupportedStrategyError("the strategy asks a node twice in one round")
-        model = arrays_of(first.content, "a train message")
+        model, self._instructions = arrays_of(first.content, "a train message"), instructions_of(first.content)
         for message in asked:
-            other = arrays_of(message.content, "a train message")
-            if message.content is not first.content and not _equal(model, other):
+            if message.content is first.content:
+                continue
+            if not _equal(model, arrays_of(message.content, "a train message")):
                 raise UnsupportedStrategyError("the strategy sends different models to different clients")
-        self._server = owner.server(Layout.of(model))
+            if instructions_of(message.content) != self._instructions:
+                raise UnsupportedStrategyError("the strategy gives different instructions to different clients")
+        self._server = owner.server(Layout.of(model), self._instructions)
         floor = self._server.config.min_survivors
         if len(asked) < floor:
             raise TooFewClientsError(f"the strategy asks {len(asked)} nodes, the floor is {floor}: are all connected?")
@@ -263,6 +273,7 @@ class _Round:
         bundles = {client: owner._bundles[client] for client in in_advance.values() if client in owner._bundles}
         owner._bundles = {}  # keys serve one round, whatever comes of it
         opening = ConfigRecord({"agreement": owner._agreement.to_text(), "layout": layout_text(self._layout)})
+        opening["instructions"] = self._instructions
         opening["invitation"] = server.begin(self._model, bundles=bundles)[0].data
         try:
             nodes = {client: node for node, client in in_advance.items() if client in bundles}

@@ -41,7 +41,7 @@ from protocols.wire import Invitation, decode, message_limit
 from ...riders import Contribution, PrivateWeights
 from .agreement import read_layout
 from .node import Node, NodeClient, Parked
-from .records import RECORD, WEIGHT, Stage, arrays_of, field
+from .records import RECORD, WEIGHT, Stage, arrays_of, field, instructions_of
 
 _REFUSED = 6  # Flower's ErrorCode.MOD_FAILED_PRECONDITION
 _LOG = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ class _Turn:
         self._parked = _parked(state, "session")
         self._keys = _parked(state, "keys")
         self._layout = str(state.get("layout", ""))
+        self._instructions = str(state.get("instructions", ""))
 
     def run(self, message: Message, call_next: ClientAppCallable) -> ConfigRecord:
         """The answer to this message; the state for the next one is in the context."""
@@ -131,9 +132,10 @@ class _Turn:
         if opening:
             self._node.agreement.check(field(self._record, "agreement", str))
             self._layout = field(self._record, "layout", str)
+            self._instructions = field(self._record, "instructions", str)
         elif not self._layout:
             raise PolicyRefusal("no round is open on this node: it was restarted, or left the round")
-        config = self._node.agreement.config(read_layout(self._layout))
+        config = self._node.agreement.config(read_layout(self._layout), self._instructions)
         with self._node.client(config) as client:
             self._context.state[RECORD] = ConfigRecord()  # what was there is used up, whatever happens now
             with _Leaving(client):
@@ -165,6 +167,8 @@ class _Turn:
         arrays = arrays_of(message.content, "the server's message")
         if client.config.layout.model_digest(arrays) != model:
             raise InconsistentViewError("the server sends another model than the one that the round was opened on")
+        if instructions_of(message.content) != self._instructions:
+            raise InconsistentViewError("the server gives other instructions than those that the round was opened with")
         return _one(client.contribute(self._train(client, message, arrays, call_next)))
 
     def _train(
@@ -199,7 +203,7 @@ class _Turn:
         )
 
     def _keep(self, session: Parked | None, keys: Parked | None) -> None:
-        kept = ConfigRecord({"layout": self._layout})
+        kept = ConfigRecord({"layout": self._layout, "instructions": self._instructions})
         for name, parked in (("session", session), ("keys", keys)):
             if parked is not None:
                 kept[f"{name}-number"], kept[name] = parked.number, parked.sealed

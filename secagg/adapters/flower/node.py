@@ -278,7 +278,7 @@ class NodeClient(Client):
         in_advance = None
         if keys is not None:
             key, _, _ = self._vault.take(keys.number)
-            in_advance = open_keys(keys.sealed, key=key, context=self._context(keys.number))
+            in_advance = open_keys(keys.sealed, key=key, context=self._owner(keys.number))
         self._settle_left_behind()
         history = self._history.history
         if in_advance is None:
@@ -347,12 +347,16 @@ class NodeClient(Client):
             self._vault.clear()
             return None
         number, key = self._vault.put()
-        sealed = seal_keys(self._next_keys, key=key, context=self._context(number))
+        sealed = seal_keys(self._next_keys, key=key, context=self._owner(number))
         self._vault.clear(keep=number)
         return Parked(number=number, sealed=sealed)
 
+    def _owner(self, number: int) -> bytes:
+        return b"flower/" + self._roster.digest + f"{self.client_id}/{number}".encode()
+
     def _context(self, number: int) -> bytes:
-        return b"flower/" + self._roster.digest + self.config.digest() + f"{self.client_id}/{number}".encode()
+        """Of a session: what was clipped and noised under one configuration is not masked under another."""
+        return self.config.digest() + self._owner(number)
 
     def _settle_left_behind(self) -> None:
         """A round that began before this one and never ended here."""

@@ -14,8 +14,10 @@ So a steady state has four exchanges, and the model travels once.
 from __future__ import annotations
 
 from enum import Enum
+from hashlib import sha256
 from typing import TypeVar
 
+import msgspec
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.app.message.array import Array
 from numpy import floating
@@ -49,6 +51,21 @@ def field(record: ConfigRecord, name: str, kind: type[T], default: T | None = No
     if not isinstance(value, kind):
         raise MalformedMessageError(f"the record has no {name!r} of type {kind.__name__}")
     return value
+
+
+def instructions_of(content: RecordDict) -> str:
+    """SHA-256, in hex, of all that a message says beside the model and our own record: the train configuration.
+
+    Whoever may give each client its own could tell all but one to train for no steps, and read that one's update off
+    the sum.
+    """
+    said = [
+        (name, type(record).__name__, sorted(record.items()))
+        for name, record in sorted(content.items())
+        if name != RECORD and not isinstance(record, ArrayRecord)
+    ]
+    models = sorted(content.array_records)
+    return sha256(b"secagg/v1/flower/instructions" + msgspec.msgpack.encode((models, said))).hexdigest()
 
 
 def arrays_of(content: RecordDict, who: str) -> dict[str, NDArray[floating]]:
