@@ -23,13 +23,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from dp import PrivacyLedger
@@ -42,6 +41,10 @@ from .agreement import Agreement, layout_text
 from .mod import SIMULATION, node_name, simulation_directory
 from .node import AGREEMENT, ROSTER, enrol, read_roster, write_agreement, write_roster
 from .records import RECORD, WEIGHT, Stage, arrays_of, field, instructions_of, to_record
+
+if TYPE_CHECKING:
+    from flwr.proto.node_pb2 import NodeInfo
+    from flwr.supercore.run import Run
 
 SUMMING = (FedAvg, FedAvgM, FedProx, FedAdagrad, FedAdam, FedYogi)
 POLL_SECONDS = 0.1

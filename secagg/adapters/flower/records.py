@@ -18,8 +18,7 @@ from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from flwr.app.message.array import Array
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy import floating
 from numpy.typing import NDArray
 
