@@ -42,7 +42,23 @@ REPORT = """
             for one in secure.results
         ],
         "failures": [[one.round, one.client, one.stage, one.reason] for one in secure.failures],
+        "aborted": aborted,
     }}))
+"""
+
+
+START = """
+from secagg import TooFewClientsError
+
+
+def start(strategy, **options):
+    try:
+        strategy.start(**options)
+    except TooFewClientsError as error:
+        return str(error)
+    return None
+
+
 """
 
 
@@ -194,9 +210,14 @@ class Deployment:
         changes = " ".join(f"{name}={json.dumps(value)}" for name, value in overrides.items())
         self._start("run", "flwr", "run", str(app), "loopback", "--stream", "--run-config", changes)
 
+    @property
+    def run_is_over(self) -> bool:
+        """Whether the run has ended."""
+        return "run" in self.processes and self.processes["run"].poll() is not None
+
     def wait_for_run(self, seconds: float) -> str:
         """The log of the run, once it is over."""
-        self.wait(lambda: self.processes["run"].poll() is not None, "the run ends", seconds)
+        self.wait(lambda: self.run_is_over, "the run ends", seconds)
         return self.log("run").read_text()
 
     def log(self, name: str) -> Path:
@@ -247,7 +268,10 @@ def copy_app(directory: Path, settings: Mapping[str, Any], report: Path, *, time
     project.write_text("\n".join([*kept, *changed, ""]))
     server = app / "hospitals" / "server_app.py"
     source = server.read_text().replace("evaluate_fn=evaluate,", f"evaluate_fn=evaluate, timeout={timeout},")
-    server.write_text(source + REPORT.format(path=str(report)))
+    source = source.replace("    strategy.start(", "    aborted = start(strategy,").replace(
+        "    print(secure.statement())\n", ""
+    )
+    server.write_text(START + source + REPORT.format(path=str(report)))
     return app
 
 

@@ -327,12 +327,15 @@ class _Round:
             )
             sent_to |= dict.fromkeys(grid.push_messages([message]), node)
         deadline = None if patience is None else time.monotonic() + patience
-        while sent_to and (deadline is None or time.monotonic() < deadline):
+        over = False
+        while sent_to and not over:
+            # The last look comes after the deadline: one reply that breaks off can hold up `pull_messages` for long.
+            over = deadline is not None and time.monotonic() >= deadline
             for reply in grid.pull_messages(list(sent_to)):
                 answered = sent_to.pop(reply.metadata.reply_to_message_id, None)
                 if answered is not None:
                     self._take(stage, answered, reply, nodes)
-            if sent_to:
+            if sent_to and not over:
                 time.sleep(POLL_SECONDS)
         for node in sent_to.values():
             self._fail(node, stage, f"no answer within {patience:g} s")
