@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := torch,data,report,flower,test
+EXTRAS := torch,data,report,postgres,flower,test
 
 .PHONY: demo test lint types check deep bench clean
 
@@ -22,7 +22,7 @@ types: $(VENV)/.installed
 
 check: lint types $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m "not slow" --cov --cov-report=term --cov-fail-under=95
-	$(BIN)/python -m coverage report --fail-under=100 --include="protocols/wire.py,protocols/session.py,protocols/policy.py,dp/ledger.py"
+	$(BIN)/python -m coverage report --fail-under=100 --include="protocols/wire.py,protocols/session.py,protocols/policy.py,dp/ledger*.py"
 
 deep: $(VENV)/.installed
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q

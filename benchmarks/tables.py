@@ -48,6 +48,7 @@ def render(results: Iterable[Facts]) -> str:
         "benchmarks/speed-one-shot/1": ("Speed: one round of the experimental one-shot protocol", _speed_one_shot),
         "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
         "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
+        "benchmarks/utility/1": ("Utility: what privacy of a record costs in accuracy", _utility),
     }
     found: dict[str, list[Facts]] = {schema: [] for schema in sections}
     for facts in results:
@@ -164,3 +165,41 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _count(number: int) -> str:
     return f"{number:,}"
+
+
+def _utility(results: Sequence[Facts]) -> list[str]:
+    """For each task its baselines, and by epsilon the score of each kind of noise: mean and standard error."""
+
+    def score(cell: Facts) -> str:
+        return "refused" if "refused" in cell else f"{cell['mean']:.1f} ± {cell['se']:.1f}"
+
+    def difference(row: Facts) -> str:
+        gaps = (cell["difference"] for key, cell in row.items() if key.isdigit() and "refused" not in cell)
+        gap = next(gaps, None)
+        return "" if gap is None else f"{gap['mean']:+.2f} ± {gap['se']:.2f}"
+
+    lines = []
+    for facts in results:
+        for name, task in facts["tasks"].items():
+            widths = [key for key in next(iter(task["private"].values())) if key.isdigit()]
+            lines += [
+                f"**{name}**: {task['clients']} clients, {task['parameters']} parameters, {task['score']} in percent, "
+                f"{task['seeds']} splits at epsilon 4. Without privacy: pooled {score(task['pooled'])}, FedAvg "
+                f"{score(task['fedavg'])}, each client alone {score(task['alone'])}.",
+                "",
+                *_table(
+                    ["epsilon", "central", *(f"{width} bits" for width in widths), "fewest bits − central", "local"],
+                    [
+                        [
+                            target,
+                            score(row["central"]),
+                            *(score(row[key]) for key in widths),
+                            difference(row),
+                            score(row["local"]),
+                        ]
+                        for target, row in task["private"].items()
+                    ],
+                ),
+                "",
+            ]
+    return lines[:-1]

@@ -37,7 +37,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,6 +165,23 @@ class SkellamEvent:
         if event.to_dict() != data:
             raise UnaccountableError(f"not what a Skellam event writes: {dict(data)!r}")
         return event
+
+
+PrivacyEvent: TypeAlias = SkellamEvent  # of the kinds that a ledger may hold
+
+
+def event_from_dict(data: Mapping[str, object]) -> PrivacyEvent:
+    """The event of any kind that `to_dict` wrote: its key "event" names the kind.
+
+    Raises:
+        UnaccountableError: an unknown kind, or not what that kind writes.
+    """
+    kinds = {"skellam": SkellamEvent}
+    try:
+        kind = kinds[str(data["event"])]
+    except (KeyError, TypeError) as error:
+        raise UnaccountableError(f"no event of the kinds {sorted(kinds)}: {data!r}") from error
+    return kind.from_dict(data)
 
 
 def epsilon(events: Iterable[SkellamEvent] | Mapping[SkellamEvent, int], *, delta: float) -> float:

@@ -73,38 +73,39 @@ def _parser() -> argparse.ArgumentParser:
         help="derive and explain every number of a configuration",
         description="States threshold, ring, noise, epsilon ladder, bytes and expected error, each with its reason.",
     )
-    plan.add_argument(
-        "--config", type=Path, help="TOML file instead of the options below (see AggregationConfig.from_toml)"
-    )
-    plan.add_argument("--dimension", type=int, required=True, help="number of parameters of the model")
-    plan.add_argument("--clients", type=int, help="clients in a round")
-    plan.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
-    plan.add_argument("--max-colluders", type=int, help="clients that may work with the server")
-    plan.add_argument("--modulus-bits", type=int, help="bits of a masked coordinate (default: 32)")
-    plan.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
-    plan.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
-    plan.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
-    plan.add_argument("--delta", type=float, help="failure probability of the guarantee")
-    plan.add_argument("--rounds", type=int, help="rounds that share the budget")
-    plan.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
-    plan.add_argument("--records", type=int, help="unit record: public total number of records")
+    add_config_options(plan)
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
+
+    from .audit_command import add_audit_command
+    from .ledger_command import add_ledger_command
+
+    add_ledger_command(commands)
+    add_audit_command(commands)
     return parser
 
 
-def _plan(options: argparse.Namespace) -> int:
-    if options.dimension < 1:
-        raise ValueError(f"--dimension must be at least 1, got {options.dimension}")
-    like = {"model": np.broadcast_to(np.float32(0), (options.dimension,))}
-    given = [f"--{name.replace('_', '-')}" for name in PLAN_OPTIONS if getattr(options, name) is not None]
-    if options.config is not None and given:
-        raise ValueError(f"--config says it all: leave out {', '.join(given)}, or the file")
-    config = (
-        _config_from_options(options, like)
-        if options.config is None
-        else AggregationConfig.from_toml(options.config, like=like)
+def add_config_options(command: argparse.ArgumentParser) -> None:
+    """What states a configuration: a file, or numbers; `read_config` reads it."""
+    command.add_argument(
+        "--config", type=Path, help="TOML file instead of the options below (see AggregationConfig.from_toml)"
     )
+    command.add_argument("--dimension", type=int, required=True, help="number of parameters of the model")
+    command.add_argument("--clients", type=int, help="clients in a round")
+    command.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
+    command.add_argument("--max-colluders", type=int, help="clients that may work with the server")
+    command.add_argument("--modulus-bits", type=int, help="bits of a masked coordinate (default: 32)")
+    command.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
+    command.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
+    command.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
+    command.add_argument("--delta", type=float, help="failure probability of the guarantee")
+    command.add_argument("--rounds", type=int, help="rounds that share the budget")
+    command.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
+    command.add_argument("--records", type=int, help="unit record: public total number of records")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = read_config(options)
     lines = config.explain()
     if options.json:
         derived: dict[str, Any] = {}
@@ -127,11 +128,24 @@ def _plan(options: argparse.Namespace) -> int:
     return DONE
 
 
+def read_config(options: argparse.Namespace) -> AggregationConfig:
+    """The configuration that the options of `add_config_options` state; `ValueError` if they do not state one."""
+    if options.dimension < 1:
+        raise ValueError(f"--dimension must be at least 1, got {options.dimension}")
+    like = {"model": np.broadcast_to(np.float32(0), (options.dimension,))}
+    given = [f"--{name.replace('_', '-')}" for name in PLAN_OPTIONS if getattr(options, name) is not None]
+    if options.config is not None and given:
+        raise ValueError(f"--config says it all: leave out {', '.join(given)}, or the file")
+    if options.config is None:
+        return _config_from_options(options, like)
+    return AggregationConfig.from_toml(options.config, like=like)
+
+
 def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -> AggregationConfig:
     needed = ("clients", "max_dropouts", "max_colluders", "unit")
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
     if missing:
-        raise ValueError(f"plan needs --config, or also {', '.join(missing)}")
+        raise ValueError(f"a configuration needs --config, or also {', '.join(missing)}")
     unit = {name: getattr(options, name) for name in UNIT_OPTIONS if getattr(options, name) is not None}
     preset = AggregationConfig.cross_silo if options.clients <= MAX_SILOS else AggregationConfig.cross_device
     return preset(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,12 +51,13 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
     return Simulation(config, clients=updates).round(updates, drop=drop)
 
 
-class _ObservedClient(Client):
+class ObservedClient(Client):
     """A client whose unmasked vector the simulation keeps, to compare sums."""
 
     prepared: UInt32Vector
 
     def prepare(self, update: Update) -> UInt32Vector:
+        """As its parent does, and remembers the result."""
         self.prepared = super().prepare(update)
         return self.prepared
 
@@ -76,6 +78,8 @@ class Simulation:
         ValueError: the clients are not as many as the configuration says.
     """
 
+    client_type: ClassVar[type[ObservedClient]] = ObservedClient
+
     def __init__(
         self, config: AggregationConfig, *, clients: Iterable[int], ledger_directory: str | Path | None = None
     ) -> None:
@@ -90,7 +94,7 @@ class Simulation:
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
         self._clients = {
-            client: _ObservedClient(
+            client: self.client_type(
                 config,
                 client,
                 identity=identities[client],

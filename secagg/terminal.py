@@ -33,6 +33,22 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console.print(table)
 
 
+def show_bars(rows: Sequence[tuple[str, float]]) -> None:
+    """Labelled fractions in [0, 1] on stdout: bars on a terminal, plain lines elsewhere."""
+    if not sys.stdout.isatty():
+        for label, fraction in rows:
+            print(f"{label}  {fraction:7.2%}")
+        return
+    from rich.console import Console
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for label, fraction in rows:
+        table.add_row(label, ProgressBar(total=1.0, completed=fraction, width=40), f"{fraction:7.2%}")
+    Console(file=sys.stdout).print(table)
+
+
 @contextmanager
 def progress(title: str, steps: int, *, quiet: bool) -> Iterator[Step]:
     """A progress bar on stderr; where that is no terminal, a line every tenth of the way; if `quiet`, neither."""

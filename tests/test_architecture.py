@@ -21,7 +21,19 @@ import secagg
 ROOT = Path(secagg.__file__).parents[1]
 PACKAGES = ("secagg", "dp", "protocols")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = ("torch", "scipy", "opacus", "flwr", "ray", "sklearn", "matplotlib", "jinja2", "rich", "dp_accounting")
+HEAVY = (
+    "torch",
+    "scipy",
+    "opacus",
+    "flwr",
+    "ray",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "rich",
+    "dp_accounting",
+    "psycopg",
+)
 MOST_LINES = 600
 
 
@@ -127,7 +139,7 @@ class TestModules:
                 assert ast.unparse(node.type) not in {"Exception", "BaseException"}, f"line {node.lineno}"
 
     def test_print_only_where_people_look(self, path: Path) -> None:
-        if path.name in {"cli.py", "terminal.py", "demo.py"}:
+        if path.name in {"cli.py", "terminal.py", "demo.py"} or path.name.endswith("_command.py"):
             return
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -18,8 +18,11 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from .faults import FAULTS, Fault
+from .faults import FAULTS as PROTOCOL_FAULTS
+from .faults import Fault
+from .ledger_faults import LEDGER_FAULTS
 
+FAULTS = (*PROTOCOL_FAULTS, *LEDGER_FAULTS)
 ROOT = Path(__file__).parents[2]
 COPIED = ("protocols", "dp", "secagg", "benchmarks", "tests", "pyproject.toml", "README.md", "ARCHITECTURE.md")
 SECONDS = 300  # for the targets of one fault; they take a few

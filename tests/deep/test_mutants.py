@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .faults import FAULTS
-from .mutants import ROOT, misplaced
+from .mutants import FAULTS, ROOT, misplaced
 
 
 def test_every_fault_can_be_made() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dp.ledger
+import dp.ledger_sqlite
 from dp import PrivacyBudget, epsilon
 from protocols import ClientId, SurvivorsSigned
 from protocols.wire import AdvertiseKeys, decode
@@ -351,7 +351,7 @@ class TestServerLedger:
 
     def test_a_released_sum_is_never_free(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another process holds the ledger just when the sum is to be booked; later all is well again."""
-        monkeypatch.setattr(dp.ledger, "LOCK_TIMEOUT_SECONDS", 0.05)
+        monkeypatch.setattr(dp.ledger_sqlite, "LOCK_TIMEOUT_SECONDS", 0.05)
         config = private_config()
         budget = config.budget()
         assert budget is not None

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg.datasets import Dataset, DatasetError, _checked_digits, dirichlet_partition, load_digits, split
+from secagg import datasets
+from secagg.datasets import Dataset, DatasetError, dirichlet_partition, load_digits, real, split
+from secagg.datasets.core import _checked_digits
 
 
 def raw_digits():
-    from sklearn import datasets
+    from sklearn import datasets as sklearn_datasets
 
-    return datasets.load_digits(return_X_y=True)
+    return sklearn_datasets.load_digits(return_X_y=True)
 
 
 def test_digits_are_the_known_ones_in_range():
@@ -194,3 +197,65 @@ def test_inconsistent_data_sets_are_refused(change, message):
     Dataset(**good)
     with pytest.raises(ValueError, match=message):
         Dataset(**{**good, **change})
+
+
+class TestRealData:
+    """The sets that other packages carry: known counts, public scaling, natural sites, one row for each person."""
+
+    @pytest.mark.parametrize(
+        ("load", "shape", "counts", "sites"),
+        [
+            (datasets.load_thyroid, (9169, 29), (6769, 2400), [5493, 2394, 956, 255, 71]),
+            (datasets.load_health_insurance, (5912, 16), (2831, 3081), [1164, 1232, 735, 905, 786, 1090]),
+            (datasets.load_breast_cancer, (569, 30), (357, 212), []),
+            (datasets.load_intrusion, (2414, 63), (968, 30, 53, 19, 416, 22, 906), []),
+            (datasets.load_telemetry, (49097, 9), (45586, 3511), []),
+            (datasets.load_mnist, (5000, 784), (500,) * 10, []),
+        ],
+    )
+    def test_what_is_in_them(
+        self, load: Callable[[], Dataset], shape: tuple[int, int], counts: tuple[int, ...], sites: list[int]
+    ) -> None:
+        loaded = load()
+        assert loaded.features.shape == shape
+        assert tuple(np.bincount(loaded.labels)) == counts
+        assert [len(part) for part in loaded.by_site().values()] == sites
+        assert np.isfinite(loaded.features).all()
+        assert np.abs(loaded.features).max() <= (4 if loaded.name == "thyroid" else 1.1)
+
+    def test_sites_partition_the_examples(self) -> None:
+        thyroid = datasets.load_thyroid()
+        parts = thyroid.by_site()
+        assert sum(part.labels.sum() for part in parts.values()) == thyroid.labels.sum()
+        assert parts["SVHD"].site is not None
+        assert set(parts["SVHD"].site) == {4}
+
+    def test_another_file_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "changed.csv").write_text("age\n1\n")
+
+        class Changed:
+            def __str__(self) -> str:
+                return real._THYROID[1]
+
+            def locate(self) -> Path:
+                return tmp_path / "changed.csv"
+
+        monkeypatch.setattr(real, "files", lambda package: [Changed()])
+        with pytest.raises(DatasetError, match="SHA-256"):
+            datasets.load_thyroid()
+        monkeypatch.setattr(real, "files", lambda package: [])
+        with pytest.raises(DatasetError, match="does not carry"):
+            datasets.load_thyroid()
+
+    def test_a_missing_package_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(real, "_MNIST", ("no-such-package", "x", ""))
+        with pytest.raises(ImportError, match=r"secagg\[data\]"):
+            datasets.load_mnist()
+
+    @pytest.mark.parametrize("site", [np.array([0, 3]), np.array([0]), np.array([0, -1])])
+    def test_sites_must_exist(self, site: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="site must be"):
+            Dataset(
+                name="x", features=np.zeros((2, 1), np.float32), labels=np.zeros(2, np.int64), classes=2,
+                sites=("a", "b"), site=site,
+            )  # fmt: skip

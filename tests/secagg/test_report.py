@@ -15,19 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secagg.report import (
+    Bar,
+    Bars,
     Chart,
+    Curve,
+    Curves,
+    Marked,
     Picture,
     Section,
     Series,
     Table,
     _blocks,
     _cells,
-    _spread,
-    _ticks,
     png,
     render_report,
     write_report,
 )
+from secagg.report.charts import _spread, _ticks, drawing
 
 HOSTILE = "</style></title></pre></svg><script>alert(1)</script><img src=x onerror='alert(2)'>\"'& {{ 7*7 }} {% raw %}"
 
@@ -278,13 +282,13 @@ def test_numbers_of_a_column_share_their_decimals():
         ("b", 5.1, 3.98, 12, 0.25, 0.0123456),
         ("c", 18.4, math.inf, None, -math.inf, 1 / 3),
     ]
-    texts = [[text for text, _ in row] for row in _cells(rows)]
+    texts = [[text for text, _, _ in row] for row in _cells(rows)]
     assert texts == [
         ["a", "100.0", "3.412", "7", "1e-06", "0"],
         ["b", "5.1", "3.980", "12", "0.25", "0.0123"],
         ["c", "18.4", "∞", "–", "-∞", "0.3333"],
     ]
-    assert [[is_number for _, is_number in row] for row in _cells(rows)] == [[False, *[True] * 5]] * 3
+    assert [[is_number for _, is_number, _ in row] for row in _cells(rows)] == [[False, *[True] * 5]] * 3
 
 
 def test_an_empty_table_is_only_a_header():
@@ -322,3 +326,62 @@ def test_missing_jinja_names_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"pip install 'secagg\[report\]'"):
         render_report("t", "v", [])
+
+
+class TestBarsAndCurves:
+    """Bars end at their values, marks stand at limits, curves keep to their decades; the numbers stand beneath."""
+
+    BARS = Bars(
+        title="bounds",
+        x_label="epsilon",
+        bars=[
+            Bar(label="as it is", value=1.0, limit=2.0, tone="safe"),
+            Bar(label="bug", value=4.0, limit=2.0, tone="leak"),
+        ],
+    )
+    ROC = Curves(
+        title="ROC",
+        x_label="false alarms",
+        y_label="found",
+        series=[
+            Curve(name="attack", points=[(0.0, 0.0), (0.001, 0.01), (0.1, 0.5), (1.0, 1.0)]),
+            Curve(name="guess", points=[(0.001, 0.001), (1.0, 1.0)]),
+        ],
+    )
+
+    def test_widths_are_in_proportion_and_marks_at_limits(self):
+        rows = drawing(self.BARS)["rows"]
+        assert rows[1]["width"] == pytest.approx(4 * rows[0]["width"], abs=0.5)
+        assert rows[0]["mark"] == rows[1]["mark"] == pytest.approx(4 + 2 * rows[0]["width"], abs=0.5)
+        html = render_report("t", "v", [Section(title="s", charts=[self.BARS])])
+        assert html.count("<rect") == 2
+        assert 'class="bar leak"' in html
+        assert ">4</td>" in html
+
+    def test_decades_are_equally_wide(self):
+        frame = drawing(self.ROC)
+        places = [x for x, _ in frame["x_ticks"]]
+        assert [text for _, text in frame["x_ticks"]] == ["0.001", "0.01", "0.1", "1"]
+        assert np.diff(places) == pytest.approx([np.diff(places)[0]] * 3, abs=0.2)
+        html = render_report("t", "v", [Section(title="s", charts=[self.ROC])])
+        assert "found" in html
+        assert html.count('class="line') == 2
+
+    def test_a_marked_cell_has_its_tone_and_stays_text(self):
+        table = Table(header=("a", "b"), rows=[("x", Marked("<b>out", "leak")), ("y", Marked("kept", "safe"))])
+        html = render_report("t", "v", [Section(title="s", table=table)])
+        assert '<span class="leak">&lt;b&gt;out</span>' in html
+        assert '<span class="safe">kept</span>' in html
+
+    @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
+    def test_bars_that_cannot_be_drawn(self, bad):
+        with pytest.raises(ValueError, match="bar 'x'"):
+            Bars(title="t", x_label="x", bars=[Bar(label="x", value=bad)])
+        with pytest.raises(ValueError, match="no bars"):
+            Bars(title="t", x_label="x", bars=[])
+
+    def test_curves_that_cannot_be_drawn(self):
+        with pytest.raises(ValueError, match="no positive point"):
+            Curves(title="t", x_label="x", y_label="y", series=[Curve(name="c", points=[(0.0, 1.0)])])
+        with pytest.raises(ValueError, match="1 to 4"):
+            Curves(title="t", x_label="x", y_label="y", series=[])

@@ -31,7 +31,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 from numpy.typing import NDArray
 
-from dp import PrivacyLedger
+from dp import PrivacyBudget, PrivacyLedger
 from protocols import ClientId, PeerRejected, ProtocolError, Roster, SendMessage, TooFewClientsError
 from protocols.wire import KeyBundle
 
@@ -81,7 +81,8 @@ class SecAggGrid(Grid):
         strategy: the strategy that will be started.
         settings: the `secagg-` keys (`agreement`), such as the run configuration.
         roster: the pinned public identities, or the path of `roster.toml`.
-        ledger: path of the server's budget; created if there is no file. None: the budget lasts as long as the run.
+        ledger: where the server keeps its budget: a path, whose file is made if there is none, or the address of a
+            ledger in PostgreSQL. None: the budget lasts as long as the run.
         stage_timeout: seconds that the server waits in every exchange without training.
 
     Attributes:
@@ -114,7 +115,7 @@ class SecAggGrid(Grid):
         self._roster = roster if isinstance(roster, Roster) else read_roster(roster)
         if len(self._roster) != self._agreement.clients:
             raise ValueError(f"{self._agreement.clients} clients are agreed, the roster has {len(self._roster)}")
-        self._ledger_path = None if ledger is None else Path(ledger)
+        self._ledger_at = ledger
         self._ledger: PrivacyLedger | None = None
         self._stage_timeout = stage_timeout
         self._layout: Layout | None = None
@@ -192,12 +193,7 @@ class SecAggGrid(Grid):
         config = self._agreement.config(self._layout, instructions)
         budget = config.budget()
         if budget is not None and self._ledger is None:
-            path = self._ledger_path
-            existing = path is not None and path.exists()
-            self._ledger = (
-                PrivacyLedger.open(path) if path is not None and existing
-                else PrivacyLedger.create(path or ":memory:", budget=budget)
-            )  # fmt: skip
+            self._ledger = _open_ledger(self._ledger_at, budget)
         return Server(config, roster=self._roster, ledger=self._ledger)
 
     # The rest of Flower's interface.
@@ -373,6 +369,15 @@ class _Round:
         metrics = MetricRecord({**result.metrics, WEIGHT: max(float(weight), 1.0)})
         content = RecordDict({"arrays": to_record(trained), "metrics": metrics})
         return Message(content, reply_to=next(iter(self._asked.values())))
+
+
+def _open_ledger(location: str | Path | None, budget: PrivacyBudget) -> PrivacyLedger:
+    """The server's own; what binds is the ledger of every node."""
+    if location is None:
+        return PrivacyLedger.create(":memory:", budget=budget)
+    if "://" in str(location) or Path(location).exists():
+        return PrivacyLedger.open(location)
+    return PrivacyLedger.create(location, budget=budget)
 
 
 def _reasons(failures: Iterable[Failure]) -> list[str]:

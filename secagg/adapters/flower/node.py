@@ -27,7 +27,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp import PrivacyLedger, Reservation, SkellamEvent
+from dp import PrivacyLedger, Reservation
+from dp.accounting import event_from_dict
 from protocols import ClientId, Identity, LocalProtocolError, PolicyRefusal, Roster, SendMessage
 from protocols.pairwise import OneTimeKeys
 from protocols.policy import KeysAdvertised
@@ -375,7 +376,7 @@ def _unfinished(ledger: PrivacyLedger) -> list[Reservation]:
         fields = entry.to_dict()
         name = str(fields.get("request_id", ""))
         if fields["transition"] == "reserve":
-            event = SkellamEvent.from_dict(fields["event"])  # type: ignore[arg-type]
+            event = event_from_dict(fields["event"])  # type: ignore[arg-type]
             pending[name] = Reservation(request_id=name, event=event, amount=int(str(fields["amount"])))
         else:
             pending.pop(name, None)

@@ -37,6 +37,8 @@ class Dataset:
         labels: int64[n], each in [0, classes).
         classes: Number of classes.
         image_shape: Shape of one example as a picture, with product d; None if it is not a picture.
+        sites: Names of the places the examples come from, where the data says so.
+        site: int64[n], the place of each example, an index into `sites`; None where the data does not say.
 
     Raises:
         ValueError: Shapes, dtypes or label range disagree.
@@ -47,6 +49,8 @@ class Dataset:
     labels: Int64Vector
     classes: int
     image_shape: tuple[int, ...] | None = None
+    sites: tuple[str, ...] = ()
+    site: Int64Vector | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.features.dtype != np.float32:
@@ -58,6 +62,10 @@ class Dataset:
         _check_labels(self.labels)
         if self.labels.size and self.labels.max() >= self.classes:
             raise ValueError(f"label {self.labels.max()} is not below classes = {self.classes}")
+        if self.site is not None and (
+            self.site.shape != self.labels.shape or not np.isin(self.site, range(len(self.sites))).all()
+        ):
+            raise ValueError(f"site must be int64[{len(self.labels)}] of indices below {len(self.sites)}")
         if self.image_shape is not None and math.prod(self.image_shape) != self.features.shape[1]:
             raise ValueError(f"image_shape {self.image_shape} does not hold {self.features.shape[1]} features")
 
@@ -66,7 +74,14 @@ class Dataset:
 
     def take(self, indices: Int64Vector) -> "Dataset":
         """The examples at `indices` (int64[m]), in that order, as a new data set."""
-        return replace(self, features=self.features[indices], labels=self.labels[indices])
+        site = None if self.site is None else self.site[indices]
+        return replace(self, features=self.features[indices], labels=self.labels[indices], site=site)
+
+    def by_site(self) -> "dict[str, Dataset]":
+        """The examples of each site, by its name; empty where the data names no sites."""
+        if self.site is None:
+            return {}
+        return {name: self.take(np.flatnonzero(self.site == index)) for index, name in enumerate(self.sites)}
 
 
 def load_digits() -> Dataset:
