@@ -241,6 +241,22 @@ class TestDropouts:
         federation.start(model=model)
         assert [len(result.survivors) for result in federation.secure.results] == [8, 7, 8]
 
+    def test_a_round_after_one_that_broke_off_has_fresh_keys(self, nodes: Path) -> None:
+        """Keys that were sent in advance have served the round that broke off, and nobody asks for them again."""
+
+        def fails_in_round_two(message: Message, context: Context) -> Message:
+            if client_of(context) <= 3 and message.content["config"]["server-round"] == 2:
+                raise RuntimeError
+            return train(message, context)
+
+        federation = Federation(nodes, averaging(), PLAIN, function=fails_in_round_two)
+        with pytest.raises(TooFewClientsError):
+            federation.start(rounds=2)
+        asked = len(federation.grid.sent)
+        federation.start(model={name: array + 1 for name, array in MODEL.items()})
+        assert [len(result.survivors) for result in federation.secure.results] == [8, 8]
+        assert stage_of(federation.grid.sent[asked]) is Stage.ADVERTISE
+
     def test_too_few_is_a_typed_error_with_reasons(self, nodes: Path) -> None:
         def fails(message: Message, context: Context) -> Message:
             if client_of(context) <= 3:
