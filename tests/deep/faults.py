@@ -599,7 +599,6 @@ FAULTS = (
             FLOWER + "UnmodifiedStrategies",
         ),
         ("keys in advance serve on", "owner._bundles = {}", "pass", FLOWER + "Dropouts"),
-        ("nodes may answer for others", "if nodes.get(client, node) != node:", "if False:", FLOWER + "LyingServer"),
         (
             "the update is not added to the model",
             "array + result.mean[name]",

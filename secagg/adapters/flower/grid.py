@@ -130,6 +130,7 @@ class SecAggGrid(Grid):
         `secagg-stage-timeout` (seconds); or, in a simulation, `secagg-simulation = true`: the nodes' directories are
         then made here, and removed with this object.
         """
+        check_strategy(strategy)
         config = context.run_config
         simulation = simulation_directory(config, context.run_id)
         if simulation is not None:
@@ -147,7 +148,7 @@ class SecAggGrid(Grid):
             stage_timeout=float(config.get("secagg-stage-timeout", 60.0)),
         )
         if simulation is not None:
-            weakref.finalize(secure, shutil.rmtree, simulation)
+            weakref.finalize(secure, shutil.rmtree, simulation, ignore_errors=True)
         return secure
 
     def statement(self) -> str:
@@ -181,7 +182,7 @@ class SecAggGrid(Grid):
             return []
         return [_Round(self, asked, timeout).run()]
 
-    def server(self, layout: Layout, instructions: str) -> Server:
+    def _server_of(self, layout: Layout, instructions: str) -> Server:
         """The server of one round; its budget lasts over all of them, and its layout is that of the first.
 
         Some strategies turn float32 into float64 on the way (`FedAdam`): dtypes may differ in later rounds.
@@ -258,7 +259,7 @@ class _Round:
                 raise UnsupportedStrategyError("the strategy sends different models to different clients")
             if instructions_of(message.content) != self._instructions:
                 raise UnsupportedStrategyError("the strategy gives different instructions to different clients")
-        self._server = owner.server(Layout.of(model), self._instructions)
+        self._server = owner._server_of(Layout.of(model), self._instructions)
         floor = self._server.config.min_survivors
         if len(asked) < floor:
             raise TooFewClientsError(f"the strategy asks {len(asked)} nodes, the floor is {floor}: are all connected?")
@@ -290,12 +291,8 @@ class _Round:
             (result,) = [event for event in server.close_phase() if isinstance(event, AggregationResult)]
             owner._bundles = server.next_bundles
         except TooFewClientsError as error:
-            raise TooFewClientsError(
-                "; ".join(
-                    [str(error), *_reasons(failure for failure in owner.failures if failure.round == owner.rounds)]
-                ),
-                phase=error.phase,
-            ) from None
+            failures = [failure for failure in owner.failures if failure.round == owner.rounds]
+            raise TooFewClientsError("; ".join([str(error), *_reasons(failures)]), phase=error.phase) from None
         finally:
             server.abandon()
         owner.results.append(result)
@@ -346,9 +343,6 @@ class _Round:
             client, data = ClientId(field(record, "client", int)), field(record, "data", bytes)
         except ProtocolError as error:
             self._fail(node, stage, f"{error}: has its ClientApp the SecAggMod?")
-            return
-        if nodes.get(client, node) != node:
-            self._fail(node, stage, f"it answers for client {client}, which is another node")
             return
         rejected = [event.reason for event in self._server.receive(client, data) if isinstance(event, PeerRejected)]
         if rejected:
