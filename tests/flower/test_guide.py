@@ -163,6 +163,12 @@ def test_the_commands_exist() -> None:
                 assert option in shown, (command, option)
 
 
+def test_without_flower_the_extra_is_named() -> None:
+    program = "import sys; sys.modules['flwr'] = None; import secagg.adapters.flower"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stderr.strip().endswith("ImportError: Flower apps need Flower: pip install 'secagg[flower]'")
+
+
 def test_the_mod_survives_a_pickle() -> None:
     """Ray sends the app to its workers."""
     from ray import cloudpickle

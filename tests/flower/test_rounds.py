@@ -353,6 +353,21 @@ class TestLyingServer:
         assert sorted(ran) == list(range(2, 9))
         assert "asks for a contribution in stage 'check'" in federation.secure.failures[0].reason
 
+    def test_a_round_is_over_when_the_session_says_so(self, nodes: Path) -> None:
+        """Whatever the server calls its message: the budget of a round is not settled before its survivors are."""
+
+        def before(message: Message) -> Message:
+            if message.metadata.dst_node_id == 900 and stage_of(message) is Stage.CHECK:
+                message.content["secagg"]["stage"] = "unmask"
+            return message
+
+        federation = Federation(nodes, averaging(), PRIVATE)
+        federation.grid.before = before
+        federation.start(rounds=2)
+        assert federation.secure.failures == []
+        with PrivacyLedger.open(nodes / "client-1" / "ledger.sqlite") as ledger:
+            assert (ledger.state().rounds_committed, ledger.state().rounds_reserved) == (2, 0)
+
     @pytest.mark.parametrize("entry", ["stage", "invitation", "agreement", "layout", "instructions"])
     @pytest.mark.parametrize("value", [None, 7, "nonsense", b"nonsense"])
     def test_damaged_records_are_refused(self, entry: str, value: object, nodes: Path) -> None:

@@ -32,6 +32,7 @@ from protocols import (
     ContributionNeeded,
     InconsistentViewError,
     MalformedMessageError,
+    Phase,
     PolicyRefusal,
     ProtocolError,
     SendMessage,
@@ -93,7 +94,7 @@ class SecAggMod:
             )
         if not (Path(base) / SIMULATION).is_file():
             raise PolicyRefusal(f"{base} holds no simulated nodes")
-        return Path(base) / node_name(int(context.node_config["partition-id"]) + 1)
+        return Path(base) / node_name(int(context.node_config.get("partition-id", -1)) + 1)
 
 
 SIMULATION = "SIMULATION"  # marks a directory of nodes that exist only in a simulation
@@ -140,7 +141,7 @@ class _Turn:
             self._context.state[RECORD] = ConfigRecord()  # what was there is used up, whatever happens now
             with _Leaving(client):
                 sent = self._open(client) if opening else self._go_on(client, message, call_next)
-                if self._stage is Stage.UNMASK:
+                if client.phase is Phase.FINISHED:
                     self._keep(None, client.close_round())
                 else:
                     self._keep(client.park(), None)
