@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.mod import message_size_mod
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.serde import context_from_proto, context_to_proto
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -176,6 +178,26 @@ class TestUnmodifiedStrategies:
 
         with pytest.raises(UnsupportedStrategyError, match="different models"):
             Federation(nodes, Personal(fraction_evaluate=0.0), PLAIN).start()
+
+
+class TestOtherMods:
+    def test_mods_inside_see_a_plain_app(self, nodes: Path) -> None:
+        """Mods after ours see Flower's own records alone, and may change the update before it is clipped."""
+        seen: list[list[str]] = []
+
+        def halving(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+            seen.append(list(message.content))
+            reply = call_next(message, context)
+            old, new = numpy_of(message.content["arrays"]), numpy_of(reply.content["arrays"])
+            reply.content["arrays"] = record({name: old[name] + (new[name] - old[name]) / 2 for name in old})
+            return reply
+
+        federation = Federation(nodes, averaging(), PLAIN)
+        federation.grid._make_app = lambda: app_of(SecAggMod(simulation=nodes), message_size_mod, halving)
+        got = numpy_of(federation.start().arrays)
+        assert seen == [["arrays", "config"]] * 8
+        mean = np.mean([update_of(client, 1)["w"] for client in range(1, 9)], axis=0)
+        np.testing.assert_allclose(got["w"], MODEL["w"] + mean / 2, rtol=0, atol=2e-6)
 
 
 class TestExchanges:
