@@ -192,12 +192,14 @@ def distributed(config: AggregationConfig) -> Aggregate:
 
     def aggregate(gradients: list[Floats]) -> Floats:
         total = np.zeros(config.length, dtype=np.uint32)
+        seed = rand(32) if config.rotation else b""
         for rows in gradients:
-            integers = config.encoder.encode_records(rows, rand=rand)
+            integers = config.encoder.encode_records(rows, rand=rand, rotation=config.rotation_of(seed))
             assert config.mechanism is not None
-            total += prepare(config.mechanism.privatize(integers, rand=rand), config, rand=rand)
+            total += prepare(config.mechanism.privatize(integers, rand=rand, seed=seed), config, rand=rand, seed=seed)
         words = total & np.uint32(2**config.modulus_bits - 1)
-        return np.asarray(finish(words, config, survivors=range(config.clients)).mean["w"], dtype=np.float64)
+        released = finish(words, config, survivors=range(config.clients), seed=seed)
+        return np.asarray(released.mean["w"], dtype=np.float64)
 
     return aggregate
 
@@ -208,7 +210,7 @@ def central(config: AggregationConfig, rng: np.random.Generator) -> Aggregate:
     stddev = config.noise_stddev(config.clients)
 
     def aggregate(gradients: list[Floats]) -> Floats:
-        total = sum(clipped(rows, config.privacy.clip_norm).sum(axis=0) for rows in gradients)
+        total = sum(clipped(rows, config.clip_norm).sum(axis=0) for rows in gradients)
         return np.asarray((total + rng.normal(size=config.length) * stddev) / config.denominator(config.clients))
 
     return aggregate

@@ -48,6 +48,11 @@ def render(results: Iterable[Facts]) -> str:
         "benchmarks/speed-one-shot/1": ("Speed: one round of the experimental one-shot protocol", _speed_one_shot),
         "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
         "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
+        "benchmarks/heterogeneity/1": (
+            "Heterogeneity: strategies on clients that are more and less alike",
+            _heterogeneity,
+        ),
+        "benchmarks/communication/1": ("Communication: accuracy against bytes", _communication),
         "benchmarks/utility/1": ("Utility: what privacy of a record costs in accuracy", _utility),
     }
     found: dict[str, list[Facts]] = {schema: [] for schema in sections}
@@ -203,3 +208,45 @@ def _utility(results: Sequence[Facts]) -> list[str]:
                 "",
             ]
     return lines[:-1]
+
+
+def _heterogeneity(results: Sequence[Facts]) -> list[str]:
+    """Own and global accuracy of each strategy by alpha."""
+    lines = []
+    for facts in results:
+        alphas = list(facts["alphas"])
+        lines += [
+            f"{facts['clients']} clients, {facts['rounds']} rounds, {facts['seeds']} splits. Own accuracy / that of "
+            "the common model, in percent; with personal heads the second is the mean over the clients' models.",
+            "",
+            *_table(
+                ["strategy", *(f"alpha {alpha}" for alpha in alphas)],
+                [
+                    [
+                        name,
+                        *(
+                            f"{_score(facts['alphas'][a][name]['own'])} / {_score(facts['alphas'][a][name]['global'])}"
+                            for a in alphas
+                        ),
+                    ]
+                    for name in facts["alphas"][alphas[0]]
+                ],
+            ),
+        ]
+    return lines
+
+
+def _communication(results: Sequence[Facts]) -> list[str]:
+    """Accuracy and bytes of each way."""
+    return _table(
+        ["way", "accuracy, %", "bytes sent by a client"],
+        [
+            [name, _score(way["accuracy"]), _count(way["bytes_up"])]
+            for facts in results
+            for name, way in facts["ways"].items()
+        ],
+    )
+
+
+def _score(cell: Facts) -> str:
+    return f"{cell['mean']:.1f} ± {cell['se']:.1f}"

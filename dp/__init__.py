@@ -24,7 +24,7 @@ from .accounting import (
     ladder,
     rdp_budget,
 )
-from .clipping import clip_by_l2
+from .clipping import AdaptiveClipping, clip_by_l2
 from .encoding import IntegerEncoder, from_ring, required_bits, to_ring
 from .errors import (
     BudgetExceededError,
@@ -52,6 +52,7 @@ __secagg_version__ = "0.1.0"
 
 __all__ = [
     "ORDERS",
+    "AdaptiveClipping",
     "BudgetExceededError",
     "CapacityError",
     "ClientLevel",

@@ -93,12 +93,13 @@ class DistributedSkellam:
         """One client's share, fresh for each release: int64[dimension], mean 0, `share_variance` per coordinate."""
         return sample_skellam(self.dimension, variance=self.share_variance, rand=rand)
 
-    def privatize(self, integers: Int64Vector, *, rand: RandomBytes) -> "NoisedIntegers":
+    def privatize(self, integers: Int64Vector, *, rand: RandomBytes, seed: bytes = b"") -> "NoisedIntegers":
         """Adds one noise share.
 
         Args:
             integers: int64[dimension], the encoded unit (or the sum of encoded records); left unchanged.
             rand: secure bytes for the share.
+            seed: public seed of the rotation that the units went through; empty without one.
 
         Returns:
             The sum, read-only.
@@ -112,7 +113,7 @@ class DistributedSkellam:
             )
         if integers.max() >= 2**62 or integers.min() <= -(2**62):
             raise UnsafeUpdateError("integers must have magnitude < 2^62")
-        return NoisedIntegers(vector=integers + self.noise_share(rand=rand), mechanism=self, seal=_SEAL)
+        return NoisedIntegers(vector=integers + self.noise_share(rand=rand), mechanism=self, seed=seed, seal=_SEAL)
 
     def event(self, *, survivors: int, colluders: int | None = None) -> SkellamEvent:
         """The release of a round to which `survivors` contributed, some of them with shares known to the adversary.
@@ -157,6 +158,7 @@ class NoisedIntegers:
     Attributes:
         vector: int64[dimension], read-only.
         mechanism: the mechanism whose share was added.
+        seed: public seed of the rotation that the integers are in; empty without one.
 
     Raises:
         TypeError: built outside `privatize`, or pickled.
@@ -164,6 +166,7 @@ class NoisedIntegers:
 
     vector: Int64Vector
     mechanism: DistributedSkellam
+    seed: bytes = b""
     seal: InitVar[object]
     _taken: bool = field(default=False, init=False)
 
@@ -198,10 +201,12 @@ def calibrate(
     min_survivors: int,
     max_colluders: int,
     share_stddevs: Sequence[int] = SHARE_STDDEVS,
+    least: int | None = None,
 ) -> DistributedSkellam:
     """The least noise whose guaranteed epsilon over `unit.rounds` stays within `unit.epsilon`.
 
-    The share's standard deviation is the first of `share_stddevs` that leaves `int_bound` >= 8 sqrt(dimension).
+    The share's standard deviation is the first of `share_stddevs` that leaves `int_bound` >= `least`, by default
+    8 sqrt(dimension).
     `int_bound` is then the largest, up to the encoder's limit, that keeps the budget when only
     `min_survivors - max_colluders` shares are honest. The search is over integers: the budget is kept, not approached
     within a tolerance.
@@ -210,7 +215,7 @@ def calibrate(
         ValueError: an argument is outside its bound.
         CapacityError: no such `int_bound` within the largest share; the message names what would help.
     """
-    needed = least_int_bound(dimension)
+    needed = least_int_bound(dimension) if least is None else least
 
     def release(int_bound: int, stddev: int) -> DistributedSkellam:
         return DistributedSkellam(
@@ -234,8 +239,9 @@ def calibrate(
                 middle = (low + high) // 2
                 low, high = (middle, high) if within_budget(middle, stddev) else (low, middle)
             return release(low, stddev)
+    rule = "8 sqrt(dimension) = " if least is None else ""
     raise CapacityError(
-        f"int_bound must be >= 8 sqrt(dimension) = {needed}, and no such bound keeps epsilon {unit.epsilon} over "
+        f"int_bound must be >= {rule}{needed}, and no such bound keeps epsilon {unit.epsilon} over "
         f"{unit.rounds} rounds with {min_survivors - max_colluders} honest shares of stddev {share_stddevs[-1]}: "
         "raise epsilon or min_survivors, lower rounds, or train fewer parameters"
     )

@@ -24,6 +24,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from .accounting import SMALLEST_RATE
+from .clipping import AdaptiveClipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,8 @@ class ClientLevel:
     """Protects everything one client holds, over all rounds together, against the server and the configured colluders.
 
     Attributes:
-        clip_norm: L2 bound of one client's update, in units of the update. Finite, > 0.
+        clip_norm: L2 bound of one client's update, in units of the update. Finite, > 0. Or `AdaptiveClipping`, at the
+            same epsilon.
         epsilon: total budget over `rounds`. Finite, > 0.
         delta: failure probability of the guarantee, in (0, 1).
         rounds: number of releases that the budget must carry, >= 1. Every client is taken to contribute to every one of
@@ -41,7 +43,7 @@ class ClientLevel:
         ValueError: a value is outside its bound; the message names both.
     """
 
-    clip_norm: float
+    clip_norm: float | AdaptiveClipping
     epsilon: float
     delta: float
     rounds: int
@@ -50,7 +52,8 @@ class ClientLevel:
     adjacency: ClassVar[str] = "one client's update is replaced by zero; the set of participating clients is public"
 
     def __post_init__(self) -> None:
-        _check_clip_norm(self.clip_norm)
+        if not isinstance(self.clip_norm, AdaptiveClipping):
+            _check_clip_norm(self.clip_norm)
         _check_budget(self.epsilon, self.delta, self.rounds)
 
 

@@ -68,11 +68,11 @@ class _Session(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class Opened(NamedTuple):
-    """A session taken up again; the keys whose bundle goes with its last message; the digest of the round's model."""
+    """A session taken up again; the keys whose bundle goes with its last message; the round it is a part of."""
 
     session: PairwiseClient
     next_keys: OneTimeKeys | None
-    model: bytes
+    config: RoundConfig
 
 
 def seal_session(session: PairwiseClient, *, key: bytes, context: bytes) -> bytes:
@@ -170,7 +170,7 @@ def open_session(
         present["self_seed"] = frozen.self_seed
     vars(secrets).update(present)
     session._secrets = secrets
-    return Opened(session, session._next_keys, session._rules.config.model)
+    return Opened(session, session._next_keys, session._rules.config)
 
 
 def seal_keys(one_time: OneTimeKeys, *, key: bytes, context: bytes) -> bytes:

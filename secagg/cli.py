@@ -20,7 +20,8 @@ from dp import BudgetExceededError, PrivacyError
 from protocols import PolicyRefusal, ProtocolError
 
 from ._siblings import VERSION
-from .config import MAX_SILOS, UNITS, AggregationConfig, privacy_unit
+from .config import MAX_SILOS, AggregationConfig
+from .privacy import UNITS, privacy_unit
 
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
@@ -181,7 +182,7 @@ def config_facts(config: AggregationConfig) -> dict[str, Any]:
         "dimension": config.layout.length,
         "unit": privacy.unit,
         "adjacency": privacy.adjacency,
-        "clip_norm": privacy.clip_norm,
+        "clip_norm": config.clip_norm,
         "epsilon": privacy.epsilon,
         "delta": getattr(privacy, "delta", None),
         "rounds": getattr(privacy, "rounds", None),
@@ -207,6 +208,8 @@ def finite(value: Any) -> Any:
 
 def readable(value: object) -> str:
     """A number for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

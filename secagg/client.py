@@ -26,6 +26,7 @@ from protocols import (
     PairwiseClient,
     PersistBeforeSend,
     Phase,
+    PolicyRefusal,
     Roster,
     SurvivorsAgreed,
 )
@@ -80,6 +81,7 @@ class Client:
         self._history = history
         self._rand = rand
         self._session: PairwiseClient | None = None
+        self._seed = b""
         self._reservation: Reservation | None = None
         self._contributed = False
 
@@ -93,6 +95,7 @@ class Client:
         invitation: bytes,
         *,
         model: Arrays | bytes | None = None,
+        clip_norm: float | None = None,
         keys_in_advance: OneTimeKeys | None = None,
         next_keys: OneTimeKeys | None = None,
     ) -> list[Event]:
@@ -102,15 +105,23 @@ class Client:
             invitation: the server's bytes.
             model: the arrays that this round's update starts from, as this client has them; the server must have named
                 the same. Or their digest, from a driver that checks the arrays before it contributes.
+            clip_norm: with `AdaptiveClipping`, this round's, as the server announces it with the model; by default the
+                last round's, or the initial one. The server must have opened the round with the same. It decides how
+                far the update is scaled, never how much noise covers it.
             keys_in_advance: keys whose bundle the server has from an earlier round.
             next_keys: keys for a later round.
 
         Raises:
             BudgetExceededError: the worst case of this round does not fit the budget any more.
             InconsistentViewError: the server's round differs from this client's configuration, roster or model.
-            PolicyRefusal: the client's policy forbids the round.
+            PolicyRefusal: the client's policy forbids the round, or no honest course leads to this clip norm.
             MalformedMessageError: the bytes are not an invitation.
         """
+        if clip_norm is not None:
+            try:
+                self.config = self.config.with_clip_norm(clip_norm)
+            except ValueError as error:
+                raise PolicyRefusal(str(error), client_id=self.client_id) from None
         message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
         if message.model != (model if isinstance(model, bytes) else self.config.layout.model_digest(model)):
             raise InconsistentViewError("the server opens the round on another model than this client has")
@@ -135,6 +146,7 @@ class Client:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(message.round_id))
         self._session = session
+        self._seed = self.config.round_seed(round_id=message.round_id, model=message.model)
         return self._run(session.start)
 
     def receive(self, data: bytes) -> list[Event]:
@@ -163,7 +175,7 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random(), client=self.client_id)
+        return prepare(update, self.config, rand=secure_random(), client=self.client_id, seed=self._seed)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""

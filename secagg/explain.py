@@ -28,13 +28,14 @@ class Explanation:
 
 def explain(config: AggregationConfig) -> list[Explanation]:
     """Every derived number with its reason, in reading order."""
-    return [*_protocol(config), *_privacy(config), *_cost(config)]
+    return [*_protocol(config), *_clipping(config), *_privacy(config), *_cost(config)]
 
 
 def _protocol(config: AggregationConfig) -> list[Explanation]:
     complete = config.degree == config.clients - 1
     holders = config.degree + 1
     kind = "native" if config.modulus_bits in NATIVE_BITS else "packed"
+    kept = config.encoder.first_clip(config.length) / config.encoder.clip_norm
     return [
         Explanation(
             name="degree",
@@ -63,8 +64,31 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
         Explanation(
             name="modulus_bits",
             value=config.modulus_bits,
-            reason=f"{kind} lanes; {config.needed_bits} bits would do for the largest sum"
-            + (" with noise at 7.5 standard deviations: the signal never wraps" if config.mechanism else ""),
+            reason=f"{kind} lanes; {config.needed_bits} bits would do for "
+            + (
+                "a rotated sum, whose coordinates are all alike"
+                if config.rotation
+                else "the largest sum"
+                + (" with noise at 7.5 standard deviations: the signal never wraps" if config.mechanism else "")
+            ),
+        ),
+        Explanation(
+            name="rotation",
+            value=config.rotation,
+            reason="updates are rotated at random before rounding, by a public seed of each round: "
+            f"{config.modulus_bits} bits could not hold one coordinate with all the weight"
+            if config.rotation
+            else f"not needed: {config.modulus_bits} bits hold the sum even if one coordinate carries all the weight",
+        ),
+        Explanation(
+            name="wrap_probability",
+            value=config.wrap_probability,
+            reason="bound for one coordinate in one round; a wrap costs accuracy, never privacy",
+        ),
+        Explanation(
+            name="expected_wraps",
+            value=config.expected_wraps,
+            reason=f"bound on the coordinates of one round that wrap, of {config.length}",
         ),
         Explanation(
             name="int_bound",
@@ -74,9 +98,38 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
                 "the largest that keeps the budget"
                 if config.mechanism
                 else "as fine as the ring allows for all clients"
-            ),
+            )
+            + f"; rounding needs room, so units beyond {kept:.1%} of clip_norm are shortened to that",
         ),
     ]
+
+
+def _clipping(config: AggregationConfig) -> list[Explanation]:
+    adaptive = config.adaptive
+    lines = [
+        Explanation(
+            name="clip_norm",
+            value=config.clip_norm,
+            reason="fixed L2 bound of one unit, in units of the update"
+            if adaptive is None
+            else f"of this round; it moves to where {adaptive.target_quantile:.0%} of updates are not clipped",
+        )
+    ]
+    if adaptive is not None:
+        lines += [
+            Explanation(
+                name="indicator",
+                value=config.indicator,
+                reason="share of int_bound given to the coordinate that says whether an update was clipped: "
+                f"the update keeps {math.sqrt(1 - config.indicator**2):.1%}, and the norm of both is what noise covers",
+            ),
+            Explanation(
+                name="count_stddev",
+                value=config.count_stddev,
+                reason=f"noise in the fraction of unclipped updates, of {config.clients} clients",
+            ),
+        ]
+    return lines
 
 
 def _privacy(config: AggregationConfig) -> list[Explanation]:
@@ -129,7 +182,7 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
     riders = config.riders
     if riders.count:
         divisor = riders.least_divisor(config.denominator(config.min_survivors))
-        noise = config.noise_stddev(config.min_survivors) / riders.unit(privacy.clip_norm) / divisor
+        noise = config.noise_stddev(config.min_survivors) / riders.unit(config.clip_norm) / divisor
         lines.append(
             Explanation(
                 name="rider_noise",

@@ -21,7 +21,7 @@ from .client import Client
 from .config import AggregationConfig
 from .history import MemoryHistory
 from .layout import Arrays
-from .pipeline import Update, finish
+from .pipeline import Update, lift
 from .server import AggregationResult, Server
 
 # The message after which a client falls silent, by the phase in which the server would have needed the next one.
@@ -158,10 +158,13 @@ class Simulation:
                         if accepted and server.phase is Phase.MASKED_INPUT:
                             np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
 
+        def begin(client: Client, invitation: bytes) -> list[Event]:
+            return client.begin(invitation, model=model, clip_norm=server.config.clip_norm)
+
         try:
             for message in server.begin(model):
                 if message.to is not None:
-                    deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
+                    deliver(message.to, partial(begin, self._clients[message.to], message.data))
             while True:
                 for event in server.close_phase():
                     match event:
@@ -176,6 +179,11 @@ class Simulation:
             for party in self._clients.values():
                 party.abandon()
 
+    @property
+    def seed(self) -> bytes:
+        """The public seed of the present or last round's rotation, for clients that rotate by themselves."""
+        return self._server.seed
+
     def close(self) -> None:
         """Closes all ledgers."""
         for ledger in (self._server.ledger, *(client.ledger for client in self._clients.values())):
@@ -185,8 +193,7 @@ class Simulation:
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
         words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
-        plain = finish(words, self.config, survivors=result.survivors)
-        if not np.array_equal(plain.total, result.total):
+        if not np.array_equal(lift(words, self.config, survivors=len(result.survivors)), result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 

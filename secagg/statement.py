@@ -55,6 +55,8 @@ def statement_dict(
     riding = [*(name for name, _, _ in config.riders.metrics)]
     if isinstance(config.riders.weights, PrivateWeights):
         riding.insert(0, "weights")
+    if config.adaptive is not None:
+        riding.append("votes on whether the update was clipped")
     if riding:
         exposed.insert(1, f"sums of {', '.join(riding)}: they ride in the same vector, within the same epsilon")
     if config.clients == 2:

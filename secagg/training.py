@@ -56,6 +56,7 @@ class RoundRecord:
         survivors: clients in the sum.
         dropouts: clients that were invited and are not in it.
         epsilon: spent so far against the server and the assumed colluders; infinity without privacy.
+        clip_norm: of this round.
         score: what `evaluate` said of the model after this round; None without `evaluate`.
         riders: the mean of each metric that rode along, noised if the configuration says so.
     """
@@ -64,6 +65,7 @@ class RoundRecord:
     survivors: int
     dropouts: int
     epsilon: float
+    clip_norm: float
     score: float | None
     riders: Mapping[str, float]
 
@@ -73,6 +75,7 @@ class RoundRecord:
             "round/survivors": self.survivors,
             "round/dropouts": self.dropouts,
             "privacy/epsilon": self.epsilon,
+            "privacy/clip_norm": self.clip_norm,
         }
         values |= {f"clients/{name}": value for name, value in self.riders.items()}
         return values if self.score is None else values | {"model/score": self.score}
@@ -150,7 +153,7 @@ def train(
     simulation = Simulation(config, clients=clients, ledger_directory=ledger_directory)
     server: _FederatedSgd | _FederatedAveraging
     if isinstance(config.privacy, RecordLevel):
-        server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model)
+        server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model, simulation)
     else:
         server = _FederatedAveraging(model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss)
     records: list[RoundRecord] = []
@@ -174,6 +177,7 @@ def train(
                 survivors=len(result.survivors),
                 dropouts=config.clients - len(result.survivors),
                 epsilon=result.epsilon,
+                clip_norm=result.config.clip_norm,
                 score=None if evaluate is None else evaluate(model),
                 riders=result.metrics,
             )
@@ -255,6 +259,7 @@ class _FederatedSgd:
         momentum: float,
         loss: Loss,
         model: nn.Module,
+        simulation: Simulation,
     ) -> None:
         from dp.record_level import SecurePrivacyEngine
 
@@ -265,6 +270,7 @@ class _FederatedSgd:
             raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
         self._loss = loss
         self._model = model
+        self._simulation = simulation
         self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
         self._parties = {}
         for client, data in clients.items():
@@ -283,6 +289,7 @@ class _FederatedSgd:
         """The client's noised sum of clipped per-record gradients on one secret batch."""
         own, module, optimizer, batches = self._parties[client]
         optimizer.abandon()
+        optimizer.rotate(self._simulation.seed if self._simulation.config.rotation else b"")
         load_parameters(own, start)
         features, targets = next(batches)
         if len(targets):

@@ -9,6 +9,7 @@ Rules:
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..accounting import SkellamEvent
 from ..encoding import IntegerEncoder, lower_norm
 from ..errors import UnaccountableError, UnsafeUpdateError
 from ..mechanisms import DistributedSkellam, NoisedIntegers
+from ..rotation import Rotation
 from ..samplers import FloatVector, Int64Vector, RandomBytes, secure_random
 from ..units import RecordLevel
 from .accountant import SkellamAccountant
@@ -89,6 +91,8 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self._rand = secure_random()
         self._coins: FloatVector | None = None
         self._sum: FloatVector = np.zeros(dimension)
+        self._rotation: Rotation | None = None
+        self._seed = b""
         self._in_flight: SkellamEvent | None = None
 
     @property
@@ -100,6 +104,22 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
     def more_to_come(self) -> bool:
         """Whether the logical batch continues after the present physical one (`BatchMemoryManager`)."""
         return bool(self._check_skip_next_step(pop_next=False))
+
+    def rotate(self, seed: bytes) -> None:
+        """From the next logical batch on, rotate every record's clipped gradient before it is rounded.
+
+        For rings too small for one heavy coordinate. `apply` turns the sum back.
+
+        Args:
+            seed: Public, the same at all clients and each round's own; empty for no rotation.
+
+        Raises:
+            UnaccountableError: A logical batch or a contribution is under way in another rotation.
+        """
+        if self._in_flight is not None or self._coins is not None:
+            raise UnaccountableError("a batch or contribution is under way: rotate before a round's first batch")
+        self._seed = seed
+        self._rotation = Rotation(self._sum.size, seed=seed) if seed else None
 
     def clip_and_accumulate(self) -> None:
         """Encode the physical batch and add it to the logical one. Its gradients are used up.
@@ -141,7 +161,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         reserved = self.mechanism.event(survivors=self.mechanism.min_survivors)
         self.accountant.record(reserved)
         self._in_flight = reserved
-        return self.mechanism.privatize(integers, rand=rand)
+        return self.mechanism.privatize(integers, rand=rand, seed=self._seed)
 
     def apply(self, total: Int64Vector, *, survivors: int) -> None:
         """Step the wrapped optimizer on the aggregate, account the round at its survivors, and clear gradients.
@@ -166,7 +186,7 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             raise UnsafeUpdateError(f"total must be {expected}, got {total.dtype}{list(total.shape)}")
         event = self.mechanism.event(survivors=survivors)
         denominator = float(self.unit.exact_rate * self.unit.records * survivors / self.mechanism.clients)
-        mean = torch.from_numpy(self._encoder.decode(total, denominator=denominator))
+        mean = torch.from_numpy(self._encoder.decode(total, denominator=denominator, rotation=self._rotation))
         self.accountant.amend(self._in_flight, event)
         self._in_flight = None
         parts = torch.split(mean, [parameter.numel() for parameter in self.params])
@@ -221,7 +241,12 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             return
         if self._coins is None:
             self._coins = np.frombuffer(rand(4 * self._sum.size), dtype="<u4") * 2.0**-32
-        integers, rejected = encode_rows(gradients, coins=self._coins, encoder=self._encoder)
+        if self._rotation is None:
+            integers, rejected = encode_rows(gradients, coins=self._coins, encoder=self._encoder)
+        else:
+            integers, rejected = encode_rotated_rows(
+                gradients, coins=self._coins, encoder=self._encoder, rotation=self._rotation
+            )
         self._sum += integers
         self.rejected_records += rejected
         for parameter in self.params:
@@ -289,6 +314,21 @@ def encode_rows(gradients: Sequence[Tensor], *, coins: FloatVector, encoder: Int
         total -= long
         total += lower_norm(long, bound=encoder.int_bound)
     return total, rows - int(finite.sum())
+
+
+def encode_rotated_rows(
+    gradients: Sequence[Tensor], *, coins: FloatVector, encoder: IntegerEncoder, rotation: Rotation
+) -> tuple[FloatVector, int]:
+    """As `encode_rows`, with every row turned by `rotation` between clipping and rounding: row by row."""
+    total, rejected = np.zeros(coins.size), 0
+    same_coins = (coins * 2.0**32).astype("<u4").tobytes()
+    for row in range(len(gradients[0])):
+        record = torch.cat([gradient[row].double() for gradient in gradients]).cpu().numpy()
+        if np.isfinite(record).all():
+            total += encoder.encode(record, rand=BytesIO(same_coins).read, rotation=rotation)
+        else:
+            rejected += 1
+    return total, rejected
 
 
 def _round_rows(tile: Tensor, rows: Tensor, factors: Tensor, coins: FloatVector) -> Tensor:

@@ -44,7 +44,8 @@ def test_the_configuration_is_that_of_the_preset() -> None:
     [
         ({"secagg-epsilom": 4.0}, r"unknown keys \['secagg-epsilom'\]"),
         ({"secagg-privacy": "record"}, "'record'"),
-        ({"secagg-privacy": "none"}, r"has no budget, got \['secagg-delta', 'secagg-epsilon', 'secagg-rounds'\]"),
+        ({"secagg-privacy": "none"}, r"takes none of \['secagg-delta', 'secagg-epsilon', 'secagg-rounds'\]"),
+        ({"secagg-adaptive-clipping": 1}, "must be true or false, got 1"),
         ({"secagg-protocol": "plain"}, "secagg-protocol must be one of"),
         ({"secagg-clients": 10.0}, "secagg-clients must be a whole number, got 10.0"),
         ({"secagg-clients": True}, "secagg-clients must be a whole number, got True"),

@@ -47,6 +47,7 @@ PRIVATE = {
     "secagg-clients": 5, "secagg-max-dropouts": 1, "secagg-max-colluders": 1, "secagg-clip-norm": 1.0,
     "secagg-epsilon": 8.0, "secagg-delta": 1e-5, "secagg-rounds": 2,
 }  # fmt: skip
+ADAPTIVE = {**PRIVATE, "secagg-adaptive-clipping": True, "secagg-clip-norm": 0.5, "secagg-rounds": 3}
 STAGES = list(Stage)
 
 
@@ -355,6 +356,42 @@ class TestBudget:
         assert (state.rounds_reserved, state.rounds_committed, state.rounds_released) == (0, 0, 1)
 
 
+class TestAdaptiveClipping:
+    def test_the_norm_moves_and_the_nodes_follow(self, nodes: Path) -> None:
+        federation = Federation(nodes, averaging(), ADAPTIVE)
+        federation.start(rounds=3)
+        assert federation.secure.failures == []
+        norms = [message.content["secagg"]["clip-norm"] for message in federation.grid.sent
+                 if "invitation" in message.content["secagg"]]  # fmt: skip
+        assert norms[0] == 0.5
+        assert len(set(norms)) == 3
+        assert norms == [norm for norm in dict.fromkeys(norms) for _ in range(5)]  # the same for all five nodes
+
+    def test_a_norm_beyond_any_honest_course_is_refused(self, nodes: Path) -> None:
+        federation = Federation(nodes, averaging(), ADAPTIVE)
+
+        def before(message: Message) -> Message:
+            if "clip-norm" in message.content["secagg"]:
+                message.content["secagg"]["clip-norm"] = 1000.0
+            return message
+
+        federation.grid.before = before
+        with pytest.raises(TooFewClientsError, match="the clip norm can only come to lie in"):
+            federation.start()
+
+    def test_a_fixed_norm_does_not_move(self, nodes: Path) -> None:
+        federation = Federation(nodes, averaging(), PRIVATE)
+
+        def before(message: Message) -> Message:
+            if "clip-norm" in message.content["secagg"]:
+                message.content["secagg"]["clip-norm"] = 0.9
+            return message
+
+        federation.grid.before = before
+        with pytest.raises(TooFewClientsError, match="the clip norm is fixed at 1"):
+            federation.start()
+
+
 class TestLyingServer:
     def test_a_contribution_is_asked_for_in_its_own_stage(self, nodes: Path) -> None:
         """Sealed shares sent as another stage: the train function does not run, the round is over for the node."""
@@ -390,7 +427,7 @@ class TestLyingServer:
         with PrivacyLedger.open(nodes / "client-1" / "ledger.sqlite") as ledger:
             assert (ledger.state().rounds_committed, ledger.state().rounds_reserved) == (2, 0)
 
-    @pytest.mark.parametrize("entry", ["stage", "invitation", "agreement", "layout", "instructions"])
+    @pytest.mark.parametrize("entry", ["stage", "invitation", "agreement", "layout", "instructions", "clip-norm"])
     @pytest.mark.parametrize("value", [None, 7, "nonsense", b"nonsense"])
     def test_damaged_records_are_refused(self, entry: str, value: object, nodes: Path) -> None:
         def before(message: Message) -> Message:

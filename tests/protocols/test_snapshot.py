@@ -142,7 +142,7 @@ def test_secrets_move_unchanged(phase: Phase) -> None:
               for name, value in secrets(moving.clients[ClientId(1)]).items()}  # fmt: skip
     opened = moving.move(ClientId(1))
     assert secrets(opened.session) == before
-    assert opened.model == moving.config.model
+    assert opened.config == moving.config
     for value in before.values():
         for secret in value.values() if isinstance(value, dict) else [value]:
             assert bytes(secret) not in moving.sealed[-1][1]  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import secagg
 from dp import from_ring, secure_random
-from secagg import AggregationConfig, ClientLevel, NoPrivacy, RecordLevel
+from secagg import AdaptiveClipping, AggregationConfig, ClientLevel, NoPrivacy, RecordLevel
 from secagg.audit import audit_privacy, canary, honest_path, nothing, with_length
 from secagg.audit_defects import DEFECTS, Defect, defects_of
 
@@ -34,6 +35,20 @@ def test_the_shipped_path_passes(privacy: Any) -> None:
     assert 0.1 * report.claimed < report.bounds.epsilon <= report.claimed
     sensitivity = report.checks[-1]
     assert sensitivity.measured > 0.99 * sensitivity.limit
+
+
+@pytest.mark.parametrize(
+    ("privacy", "bits", "rotation"),
+    [
+        (replace(CLIENT, clip_norm=AdaptiveClipping(initial=2.0)), 32, False),
+        (replace(RECORD, records=3000), 16, True),
+    ],
+    ids=["adaptive", "rotated"],
+)
+def test_an_adaptive_clip_and_a_rotation_pass(privacy: Any, bits: int, rotation: bool) -> None:
+    config = silo(privacy, modulus_bits=bits)
+    assert config.rotation is rotation
+    assert audit_privacy(config, trials=300).passed
 
 
 def test_the_claim_is_the_one_of_a_single_round_without_amplification() -> None:

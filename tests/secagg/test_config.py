@@ -182,7 +182,7 @@ class TestRing:
 
     def test_sixteen_bits_with_noise_are_refused_where_no_step_fits(self) -> None:
         with pytest.raises(CapacityError, match=r"16 bits cannot hold the sum: \d+ are needed"):
-            silo(CLIENT, like={"w": np.zeros(1_000_000)}, modulus_bits=16)
+            silo(CLIENT, like={"w": np.broadcast_to(np.float32(0), (10_000_000,))}, modulus_bits=16)
 
     def test_large_cohorts_with_noise_fit_the_ring(self) -> None:
         config = AggregationConfig.cross_device(
@@ -238,18 +238,110 @@ class TestRing:
         with pytest.raises(ValueError, match="bits"):
             silo(privacy, modulus_bits=21)
 
-    @pytest.mark.parametrize("bits", [8, 10, 12, 16, 21])
-    def test_a_ring_too_coarse_for_the_model_is_refused_before_a_round(self, bits: int) -> None:
+    @pytest.mark.parametrize(("bits", "clients"), [(8, 20), (10, 80), (12, 300)])
+    def test_a_ring_too_coarse_for_the_model_is_refused_before_a_round(self, bits: int, clients: int) -> None:
         """`encode` would refuse, but only when the client has been asked for its update."""
         length = 50_000_000
+
+        def with_bits(bits: int) -> AggregationConfig:
+            return AggregationConfig.cross_device(
+                like={"w": np.broadcast_to(np.float32(0), (length,))},
+                clients=clients,
+                max_dropouts=2,
+                max_colluders=1,
+                privacy=NONE,
+                modulus_bits=bits,
+            )
+
         with pytest.raises(CapacityError, match=f"{bits} bits") as caught:
-            silo(like={"w": np.broadcast_to(np.float32(0), (length,))}, clients=20, max_colluders=1, modulus_bits=bits)
+            with_bits(bits)
         needed = int(str(caught.value).rsplit(": ", 1)[1].split()[0])
-        enough = next(lane for lane in (10, 12, 16, 21, 32) if lane >= needed)
-        config = silo(
-            like={"w": np.broadcast_to(np.float32(0), (length,))}, clients=20, max_colluders=1, modulus_bits=enough
+        lanes = (8, 10, 12, 16, 21, 32)
+        assert needed in lanes
+        for lane in lanes:
+            if lane < needed:
+                with pytest.raises(CapacityError):
+                    with_bits(lane)
+        enough = with_bits(needed)
+        assert enough.encoder.first_clip(length) >= 0.9 * enough.privacy.clip_norm
+
+
+class TestRotation:
+    """Taken exactly where the lanes need it."""
+
+    @pytest.mark.parametrize(
+        ("privacy", "bits", "length", "rotation"),
+        [
+            (NONE, 32, 10**6, False),
+            (NONE, 16, 1000, False),
+            (NONE, 16, 10**6, True),
+            (NONE, 10, 10**6, True),
+            (CLIENT, 32, 10**6, False),
+            (CLIENT, 16, 1000, False),
+            (CLIENT, 16, 10**6, True),
+            (RECORD, 32, 1000, False),
+            (RECORD, 16, 1000, True),
+        ],
+    )
+    def test_only_where_needed(self, privacy: object, bits: int, length: int, rotation: bool) -> None:
+        config = silo(privacy, like={"w": np.broadcast_to(np.float32(0), (length,))}, modulus_bits=bits)
+        assert config.rotation is rotation
+        assert config.needed_bits <= bits
+        assert config.encoder.first_clip(length) >= 0.9
+        assert config.expected_wraps <= length * (1.01e-5 if rotation else 1e-12)
+        if rotation:
+            assert config.wrap_probability > 0.9e-5 or config.encoder.int_bound == 2**26  # as fine as the ring allows
+        ladder = config.ladder()
+        assert ladder is None or ladder.guaranteed <= 4.0
+        assert config.to_dict()["rotation"] is rotation
+
+    def test_sixteen_bits_keep_the_noise_multiplier_of_thirty_two(self) -> None:
+        """Coarser steps of the same noise: the price of 16 bits is what Skellam loses against its limit."""
+        fine, coarse = (
+            silo(CLIENT, clients=100, like={"w": np.broadcast_to(np.float32(0), (10**6,))}, modulus_bits=bits)
+            for bits in (32, 16)
         )
-        assert config.encoder.int_bound >= 8 * math.sqrt(length)
+        assert fine.mechanism is not None
+        assert coarse.mechanism is not None
+        assert coarse.mechanism.noise_multiplier == pytest.approx(fine.mechanism.noise_multiplier, rel=0.01)
+        assert coarse.upload_bytes == fine.upload_bytes / 2
+
+    @settings(max_examples=20)
+    @given(
+        clients=st.integers(3, 100),
+        length=st.integers(1, 10**6),
+        epsilon=st.sampled_from((0.5, 4.0, 50.0)),
+        unit=st.sampled_from((CLIENT, RECORD)),
+    )
+    def test_sixteen_bits_with_noise_fit_or_are_refused(
+        self, clients: int, length: int, epsilon: float, unit: ClientLevel | RecordLevel
+    ) -> None:
+        arguments = {
+            "like": {"w": np.broadcast_to(np.float32(0), (length,))},
+            "clients": clients,
+            "max_dropouts": 0,
+            "max_colluders": 0,
+        }
+        try:
+            config = silo(replace(unit, epsilon=epsilon), modulus_bits=16, **arguments)
+        except CapacityError:
+            return
+        assert config.mechanism is not None
+        assert config.needed_bits <= 16
+        assert config.wrap_probability <= (1.01e-5 if config.rotation else 1e-12)
+        ladder = config.ladder()
+        assert ladder is not None
+        assert ladder.guaranteed <= epsilon
+
+    def test_the_seed_is_each_rounds_own_and_each_models_and_configurations(self) -> None:
+        config = silo()
+        seeds = {
+            config.round_seed(round_id=bytes(32), model=bytes(32)),
+            config.round_seed(round_id=b"\1" + bytes(31), model=bytes(32)),
+            config.round_seed(round_id=bytes(32), model=b"\1" + bytes(31)),
+            silo(application="other").round_seed(round_id=bytes(32), model=bytes(32)),
+        }
+        assert len(seeds) == 4
 
 
 class TestDigest:

@@ -17,7 +17,10 @@ UNITS = {
     "client": ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=3),
     "record": RecordLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=3, sampling_rate=0.125, records=800),
 }
-ALWAYS = {"degree", "corrupt_holders", "threshold", "min_survivors", "modulus_bits", "int_bound", "upload_bytes"}
+ALWAYS = {
+    *("degree", "corrupt_holders", "threshold", "min_survivors", "modulus_bits", "int_bound", "upload_bytes"),
+    *("clip_norm", "rotation", "wrap_probability", "expected_wraps"),
+}
 NOISED = {"share_stddev", "noise_multiplier", "expected_relative_error"} | {
     f"ladder.{rung}" for rung in ("all_honest", "after_dropout", "minus_colluders", "guaranteed", "local_only")
 }

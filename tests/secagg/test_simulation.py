@@ -301,6 +301,30 @@ class TestArguments:
             simulate({**dict(list(self.updates.items())[:3]), client: {"w": np.zeros(2)}}, self.subject)
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_rotated_rounds_are_exact_and_give_the_mean(bits: int) -> None:
+    """Over bytes: every party derives the round's rotation by itself."""
+    length = 30_000
+    subject = AggregationConfig.cross_silo(
+        like={"w": np.zeros(length)},
+        clients=5,
+        max_dropouts=1,
+        max_colluders=1,
+        privacy=NoPrivacy(clip_norm=2.0),
+        modulus_bits=bits,
+    )
+    assert subject.rotation
+    updates = {client: {"w": np.eye(1, length, client)[0]} for client in range(1, 6)}
+    simulation = Simulation(subject, clients=updates)
+    for _ in range(2):
+        result = simulation.round(updates, drop={2})
+        assert result.near_limit == 0
+        expected = np.mean([updates[client]["w"] for client in (1, 3, 4, 5)], axis=0)
+        step = 2.0 / subject.encoder.int_bound
+        np.testing.assert_allclose(result.mean["w"], expected, atol=4 * step)
+    assert simulation.exact_sums == 2
+
+
 class TestRing:
     """A cohort above a hundred: each client shares masks with a few neighbours only."""
 

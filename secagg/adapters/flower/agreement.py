@@ -6,6 +6,8 @@ and the refusal names the keys.
 
 - All keys start with `secagg-`; one that is not known is refused, for a misspelt bound is no bound.
 - `secagg-privacy` is "client" (the default), with `secagg-epsilon`, `secagg-delta` and `secagg-rounds`, or "none".
+- `secagg-adaptive-clipping = true`: `secagg-clip-norm` is where the clip norm starts; it follows the median of the
+  updates' norms within the same budget.
 - Weights: `secagg-largest-weight = 500` lets each client weigh its update by its own number of examples, masked and
   noised; `secagg-public-weights = "1:120 2:80"` fixes the weight of each client; neither: all weigh the same.
 - `secagg-metrics = "train_loss:0:10 accuracy:0:1"`: names with their least and largest value. Other metrics stay on
@@ -29,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dp import ClientLevel, NoPrivacy, PrivacyUnit
+from dp import AdaptiveClipping, ClientLevel, NoPrivacy, PrivacyUnit
 from protocols import PolicyRefusal
 
 from ...config import AggregationConfig
@@ -41,7 +43,8 @@ PROTOCOLS = ("pairwise",)
 _COUNTS = ("clients", "max-dropouts", "max-colluders")
 _BUDGET = ("epsilon", "delta", "rounds")
 _OPTIONAL = (
-    "privacy", "protocol", "modulus-bits", "application", "largest-weight", "public-weights", "metrics", *_BUDGET,
+    "privacy", "adaptive-clipping", "protocol", "modulus-bits", "application", "largest-weight", "public-weights",
+    "metrics", *_BUDGET,
 )  # fmt: skip
 KEYS = frozenset(PREFIX + name for name in (*_COUNTS, "clip-norm", *_OPTIONAL))
 # Where the server of a run keeps its things, and how long it waits: no node needs to agree.
@@ -112,19 +115,20 @@ class Agreement:
         except (OSError, ValueError) as error:
             raise PolicyRefusal(f"the agreement {path} cannot be used: {error}") from None
 
-    def config(self, layout: Layout, instructions: str = "") -> AggregationConfig:
+    def config(self, layout: Layout, instructions: str = "", *, clip_norm: float | None = None) -> AggregationConfig:
         """The configuration of a round on a model of that layout.
 
         Args:
             layout: names, shapes and dtypes of the model.
             instructions: digest of the train configuration (`records.instructions_of`); bound into every key of the
                 round, so that all clients get the same.
+            clip_norm: this round's, with adaptive clipping; by default the initial one.
 
         Raises:
-            ValueError: numbers contradict each other; says which.
+            ValueError: numbers contradict each other, or no honest course leads to this clip norm; says which.
             CapacityError: no noise or ring fits; says what would.
         """
-        return AggregationConfig(
+        config = AggregationConfig(
             layout=layout,
             clients=self.clients,
             max_dropouts=self.max_dropouts,
@@ -134,6 +138,7 @@ class Agreement:
             application=f"{self.application}/{instructions}" if instructions else self.application,
             riders=self.riders,
         )
+        return config if clip_norm is None else config.with_clip_norm(clip_norm)
 
     def to_text(self) -> str:
         """Canonical JSON of all values, as it travels to the nodes."""
@@ -170,11 +175,13 @@ class Agreement:
                 "delta": float(self.privacy.delta),
                 "rounds": self.privacy.rounds,
             }
+        clip_norm = self.privacy.clip_norm
         values: dict[str, object] = {
             "clients": self.clients,
             "max-dropouts": self.max_dropouts,
             "max-colluders": self.max_colluders,
-            "clip-norm": float(self.privacy.clip_norm),
+            "clip-norm": clip_norm.initial if isinstance(clip_norm, AdaptiveClipping) else float(clip_norm),
+            "adaptive-clipping": isinstance(clip_norm, AdaptiveClipping),
             "modulus-bits": self.modulus_bits,
             "application": self.application,
             "protocol": self.protocol,
@@ -205,16 +212,19 @@ def read_layout(text: str) -> Layout:
 
 
 def _privacy(values: Mapping[str, object]) -> PrivacyUnit:
-    unit = _text(values, "privacy", "client")
+    unit, adaptive = _text(values, "privacy", "client"), values.get("adaptive-clipping", False)
+    if type(adaptive) is not bool:
+        raise ValueError(f"secagg-adaptive-clipping must be true or false, got {adaptive!r}")
     if unit == "none":
-        given = sorted(PREFIX + name for name in _BUDGET if name in values)
+        given = sorted(PREFIX + name for name in (*_BUDGET, "adaptive-clipping") if name in values)
         if given:
-            raise ValueError(f'secagg-privacy = "none" has no budget, got {given}')
+            raise ValueError(f'secagg-privacy = "none" takes none of {given}')
         return NoPrivacy(clip_norm=_number(values, "clip-norm"))
     if unit != "client":
         raise ValueError(f'secagg-privacy must be "client" or "none", got {unit!r}')
+    clip_norm = _number(values, "clip-norm")
     return ClientLevel(
-        clip_norm=_number(values, "clip-norm"),
+        clip_norm=AdaptiveClipping(initial=clip_norm) if adaptive else clip_norm,
         epsilon=_number(values, "epsilon"),
         delta=_number(values, "delta"),
         rounds=_integer(values, "rounds"),

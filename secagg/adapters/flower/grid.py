@@ -119,6 +119,7 @@ class SecAggGrid(Grid):
         self._ledger: PrivacyLedger | None = None
         self._stage_timeout = stage_timeout
         self._layout: Layout | None = None
+        self._clip_norm: float | None = None  # of the next round; the initial one before the first
         self._clients: dict[int, ClientId] = {}  # Flower's node -> who it proved to be
         self._bundles: dict[ClientId, KeyBundle] = {}
 
@@ -191,7 +192,7 @@ class SecAggGrid(Grid):
         shapes, agreed = ({entry.name: entry.shape for entry in one.entries} for one in (layout, self._layout))
         if shapes != agreed:
             raise UnsupportedStrategyError("names and shapes of the model must be the same in all rounds")
-        config = self._agreement.config(self._layout, instructions)
+        config = self._agreement.config(self._layout, instructions, clip_norm=self._clip_norm)
         budget = config.budget()
         if budget is not None and self._ledger is None:
             self._ledger = _open_ledger(self._ledger_at, budget)
@@ -273,7 +274,7 @@ class _Round:
         bundles = {client: owner._bundles[client] for client in in_advance.values() if client in owner._bundles}
         owner._bundles = {}  # keys serve one round, whatever comes of it
         opening = ConfigRecord({"agreement": owner._agreement.to_text(), "layout": layout_text(self._layout)})
-        opening["instructions"] = self._instructions
+        opening["instructions"], opening["clip-norm"] = self._instructions, server.config.clip_norm
         opening["invitation"] = server.begin(self._model, bundles=bundles)[0].data
         try:
             nodes = {client: node for node, client in in_advance.items() if client in bundles}
@@ -289,7 +290,7 @@ class _Round:
                         records[nodes[event.to]] = ConfigRecord({**(opening if first else {}), "data": event.data})
                 self._exchange(stage, records, nodes)
             (result,) = [event for event in server.close_phase() if isinstance(event, AggregationResult)]
-            owner._bundles = server.next_bundles
+            owner._bundles, owner._clip_norm = server.next_bundles, server.config.clip_norm
         except TooFewClientsError as error:
             failures = [failure for failure in owner.failures if failure.round == owner.rounds]
             raise TooFewClientsError("; ".join([str(error), *_reasons(failures)]), phase=error.phase) from None

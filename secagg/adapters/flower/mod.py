@@ -126,6 +126,7 @@ class _Turn:
         self._keys = _parked(state, "keys")
         self._layout = str(state.get("layout", ""))
         self._instructions = str(state.get("instructions", ""))
+        self._clip_norm = state.get("clip-norm")
 
     def run(self, message: Message, call_next: ClientAppCallable) -> ConfigRecord:
         """The answer to this message; the state for the next one is in the context."""
@@ -134,9 +135,11 @@ class _Turn:
             self._node.agreement.check(field(self._record, "agreement", str))
             self._layout = field(self._record, "layout", str)
             self._instructions = field(self._record, "instructions", str)
+            self._clip_norm = field(self._record, "clip-norm", float)
         elif not self._layout:
             raise PolicyRefusal("no round is open on this node: it was restarted, or left the round")
-        config = self._node.agreement.config(read_layout(self._layout), self._instructions)
+        clip_norm = self._clip_norm if isinstance(self._clip_norm, float) else None
+        config = self._node.agreement.config(read_layout(self._layout), self._instructions, clip_norm=clip_norm)
         with self._node.client(config) as client:
             self._context.state[RECORD] = ConfigRecord()  # what was there is used up, whatever happens now
             with _Leaving(client):
@@ -205,6 +208,8 @@ class _Turn:
 
     def _keep(self, session: Parked | None, keys: Parked | None) -> None:
         kept = ConfigRecord({"layout": self._layout, "instructions": self._instructions})
+        if self._clip_norm is not None:
+            kept["clip-norm"] = self._clip_norm
         for name, parked in (("session", session), ("keys", keys)):
             if parked is not None:
                 kept[f"{name}-number"], kept[name] = parked.number, parked.sealed

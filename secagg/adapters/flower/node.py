@@ -335,7 +335,8 @@ class NodeClient(Client):
         if request and self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request)
-        return opened.model
+        self._seed = self.config.round_seed(round_id=opened.config.round_id, model=opened.config.model)
+        return opened.config.model
 
     def leave(self) -> None:
         """Ends the round for this client, whatever it was: settled, and with no state left to take up."""

@@ -27,7 +27,7 @@ from protocols import MalformedMessageError
 RECORD = "secagg"
 WEIGHT = "num-examples"  # Flower's own name for it
 
-T = TypeVar("T", int, str, bytes)
+T = TypeVar("T", int, float, str, bytes)
 
 
 class Stage(Enum):
