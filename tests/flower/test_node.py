@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocols import PolicyRefusal
-from secagg import LedgerError
+from dp import Reservation
+from protocols import Phase, PolicyRefusal
+from secagg import AggregationConfig, LedgerError, Server
 from secagg.adapters.flower import Node, enrol, read_roster, simulate_nodes, write_roster
 from secagg.adapters.flower.node import AGREEMENT, ROSTER, Vault
 from secagg.layout import Layout
@@ -22,6 +23,7 @@ SETTINGS = {
     "secagg-epsilon": 4.0, "secagg-delta": 1e-6, "secagg-rounds": 2,
 }  # fmt: skip
 LAYOUT = Layout.of({"w": np.zeros(3)})
+PLAIN_TYPES = (bytes, bool, int, float, str, Reservation, AggregationConfig)
 
 
 @pytest.fixture
@@ -87,6 +89,28 @@ class TestEnrolment:
         (node / "ledger.sqlite").unlink()
         with Node(node) as opened, pytest.raises(LedgerError, match="no privacy ledger"), opened.client(_config()):
             pass
+
+
+class TestResuming:
+    def test_brings_back_all_that_a_client_is(self, node: Path) -> None:
+        """Every attribute: whoever gives a client another one must bring it back here."""
+        config, roster = _config(), read_roster(node.parent / ROSTER)
+        model = {"w": np.ones(3)}
+        digest = LAYOUT.model_digest(model)
+        invitation = Server(config, roster=roster).begin(model)[0].data
+        with Node(node) as opened, opened.client(config) as client:
+            (sent,) = client.open_round(invitation, model=digest, keys=None)
+            assert sent
+            before = {name: value for name, value in vars(client).items() if isinstance(value, PLAIN_TYPES)}
+            names = vars(client).keys()
+            parked = client.park()
+            assert client.phase is Phase.READY
+        with Node(node) as opened, opened.client(config) as client:
+            assert client.resume(parked) == digest
+            assert vars(client).keys() == names
+            assert client.phase is Phase.ADVERTISE_KEYS
+            assert {name: vars(client)[name] for name in before} == before
+            assert {"_seed", "_contributed", "_reservation"} <= before.keys()
 
 
 class TestVault:
