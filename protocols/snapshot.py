@@ -20,12 +20,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from .errors import ClientId, LocalProtocolError
-from .pairwise.client import PairwiseClient, _Secrets
+from .graph import NeighbourGraph
+from .pairwise.client import PairwiseClient, _compact, _Secrets
 from .pairwise.one_time_keys import OneTimeKeys
 from .pairwise.rules import Rules
 from .policy import ClientPolicy, History
@@ -53,17 +54,21 @@ class _Keys(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class _Session(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """All that a session remembers; what it has erased already is None or empty."""
 
-    config: tuple[bytes, int, int, int, int, int, int, int, bytes, bytes, int]  # the fields of RoundConfig, in order
+    config: list[int | bytes]  # the fields of RoundConfig, in order
+    context: bytes
+    holders: list[int]  # of this client's secrets; none before the keys of the round are known
     client: int
     phase: str
     own_bundle: KeyBundle
-    bundles: list[KeyBundle]
+    shown: list[int]
     cohort: list[int]
     survivors: list[int]
+    view: bytes
     channel_secret: bytes | None
     mask_secret: bytes | None
     self_seed: bytes | None
     by_peer: dict[str, dict[int, bytes]]
+    links: list[bytes] | None
     next_keys: _Keys | None
 
 
@@ -87,7 +92,7 @@ def seal_session(session: PairwiseClient, *, key: bytes, context: bytes) -> byte
         LocalProtocolError: the session is not at rest; it is dead.
     """
     with session._guard():
-        secrets = session._secrets
+        secrets, rules = session._secrets, session._rules
         if session.phase not in AT_REST or session._after_persist is not None or secrets is None:
             raise LocalProtocolError(
                 f"a session in phase {session.phase.value} cannot be put away",
@@ -96,17 +101,21 @@ def seal_session(session: PairwiseClient, *, key: bytes, context: bytes) -> byte
             )
         known = vars(secrets)
         frozen = _Session(
-            config=tuple(getattr(session._rules.config, field.name) for field in fields(RoundConfig)),
+            config=[getattr(rules.config, name) for name in _config_names()],
+            context=rules.context,
+            holders=[] if session.phase is Phase.ADVERTISE_KEYS else list(rules.graph.holders(session._me)),
             client=session._me,
             phase=session.phase.value,
             own_bundle=_present(session._own_bundle),
-            bundles=list(session._rules.bundles.values()),
-            cohort=list(session._cohort),
-            survivors=list(session._survivors),
+            shown=session._shown.tolist(),
+            cohort=session._cohort.tolist(),
+            survivors=session._survivors.tolist(),
+            view=session._view,
             channel_secret=_secret(known.get("channel_key")),
             mask_secret=_secret(known.get("mask_key")),
             self_seed=known.get("self_seed"),
             by_peer={name: dict(known[name]) for name in _BY_PEER if name in known},
+            links=known.get("links"),
             next_keys=None if session._next_keys is None else _frozen(session._next_keys),
         )
         sealed = _seal(frozen, b"session", key=key, context=context)
@@ -141,14 +150,18 @@ def open_session(
         ValueError: key, context or roster are not those of the sealing, or the ciphertext was changed.
     """
     frozen = _open(sealed, _Session, b"session", key=key, context=context)
+    me = ClientId(frozen.client)
+    if roster.get(me) != identity.public:
+        raise ValueError(f"the roster pins another identity for client {me}")
+    values: dict[str, Any] = dict(zip(_config_names(), frozen.config, strict=True))
+    rules = Rules(RoundConfig(**values), roster)
+    rules.context = frozen.context
+    if frozen.holders:
+        holders = tuple(map(ClientId, frozen.holders))
+        rules.graph = NeighbourGraph(holders, degree=len(holders), seed=b"").around(me)
     session = object.__new__(PairwiseClient)
-    session._rules = Rules(RoundConfig(**dict(zip(_config_names(), frozen.config, strict=True))), roster)  # type: ignore[arg-type]
-    suite = session._rules.suite
-    if frozen.bundles:
-        session._rules.bind(frozen.bundles)
-    session._me = ClientId(frozen.client)
-    if roster.get(session._me) != identity.public:
-        raise ValueError(f"the roster pins another identity for client {session._me}")
+    session._rules = rules
+    session._me = me
     session._identity = identity
     session._policy = policy
     session._history = history
@@ -158,19 +171,21 @@ def open_session(
     session._next_keys = None if frozen.next_keys is None else _thawed(frozen.next_keys)
     session._after_persist = None
     session._own_bundle = frozen.own_bundle
-    session._cohort = tuple(ClientId(client) for client in frozen.cohort)
-    session._survivors = tuple(ClientId(client) for client in frozen.survivors)
+    session._shown, session._cohort, session._survivors = map(_compact, (frozen.shown, frozen.cohort, frozen.survivors))
+    session._view = frozen.view
     secrets = object.__new__(_Secrets)
     present: dict[str, object] = {
         name: {ClientId(peer): value for peer, value in frozen.by_peer[name].items()} for name in frozen.by_peer
     }
     if frozen.channel_secret is not None and frozen.mask_secret is not None:
-        present["channel_key"] = keys.AgreementKey(frozen.channel_secret, suite)
-        present["mask_key"] = keys.AgreementKey(frozen.mask_secret, suite)
+        present["channel_key"] = keys.AgreementKey(frozen.channel_secret, rules.suite)
+        present["mask_key"] = keys.AgreementKey(frozen.mask_secret, rules.suite)
         present["self_seed"] = frozen.self_seed
+    if frozen.links is not None:
+        present["links"] = frozen.links
     vars(secrets).update(present)
     session._secrets = secrets
-    return Opened(session, session._next_keys, session._rules.config)
+    return Opened(session, session._next_keys, rules.config)
 
 
 def seal_keys(one_time: OneTimeKeys, *, key: bytes, context: bytes) -> bytes:

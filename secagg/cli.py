@@ -26,7 +26,10 @@ from .privacy import UNITS, privacy_unit
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
-UNIT_OPTIONS = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
+UNIT_OPTIONS = (
+    "clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records", "rounding", "record_clip_norm",
+    "local_steps",
+)  # fmt: skip
 PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "modulus_bits", "unit", *UNIT_OPTIONS)
 
 
@@ -102,7 +105,10 @@ def add_config_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--delta", type=float, help="failure probability of the guarantee")
     command.add_argument("--rounds", type=int, help="rounds that share the budget")
     command.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
-    command.add_argument("--records", type=int, help="unit record: public total number of records")
+    command.add_argument("--records", type=int, help="units of records: public number of records")
+    command.add_argument("--rounding", choices=("exact", "sum"), help="units of records: what is rounded")
+    command.add_argument("--record-clip-norm", type=float, help="unit local_record: L2 clip of one record's gradient")
+    command.add_argument("--local-steps", type=int, help="unit local_record: steps of one client in a round")
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from dp import PrivacyLedger, Reservation, UInt32Vector, secure_random
+from dp import LocalRecordLevel, PrivacyLedger, Reservation, UInt32Vector, secure_random
 from protocols import (
     ClientId,
     Event,
@@ -175,7 +175,8 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random(), client=self.client_id, seed=self._seed)
+        seeds = self._live().removable_seeds if self.config.removable else ()
+        return prepare(update, self.config, rand=secure_random(), client=self.client_id, seeds=seeds, seed=self._seed)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""
@@ -235,6 +236,8 @@ def agreed_ledger(ledger: PrivacyLedger | None, config: AggregationConfig) -> Pr
     """
     budget = config.budget()
     if budget is None:
+        if ledger is not None and isinstance(config.privacy, LocalRecordLevel):
+            raise ValueError("local steps are charged where they are made: give the ledger to make_private")
         if ledger is not None:
             raise ValueError("a configuration without privacy cannot keep a ledger: no budget bounds it")
         return None

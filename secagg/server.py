@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation
+from dp import EpsilonLadder, LocalRecordLevel, NoPrivacy, PrivacyLedger, Reservation
 from dp.samplers import Int64Vector
 from protocols import (
     AggregateReady,
@@ -60,7 +60,8 @@ class AggregationResult:
         unclipped: noised fraction of updates that were not clipped; None unless the clip norm is adaptive.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
-            that were verified. Infinity without privacy.
+            that were verified. Infinity without privacy. With `LocalRecordLevel` the budget that every client keeps on
+            its own, over all its rounds: it does not depend on this one.
         ladder: epsilon of this round alone, under falling trust; None without privacy.
         transcript: SHA-256 over the round, its clients and its sum.
         config: what was agreed; with an adaptive clip norm, for this round.
@@ -221,8 +222,8 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        released = finish(ready.vector, config, survivors=ready.survivors, seed=self._seed)
-        spent, rungs = math.inf, None
+        released = finish(ready.vector, config, survivors=ready.survivors, removed=ready.removed, seed=self._seed)
+        spent, rungs = (config.privacy.epsilon if isinstance(config.privacy, LocalRecordLevel) else math.inf), None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
             rungs = config.ladder(survivors=survivors, rounds=1)

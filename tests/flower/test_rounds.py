@@ -356,6 +356,24 @@ class TestBudget:
         assert (state.rounds_reserved, state.rounds_committed, state.rounds_released) == (0, 0, 1)
 
 
+class TestRemovableNoise:
+    def test_survives_processes_and_dropouts(self, nodes: Path) -> None:
+        """What a client would let go of moves with its session; too much or too little of it would show as noise."""
+        settings = {**PRIVATE, "secagg-dropout-noise": "removable", "secagg-clip-norm": 50.0, "secagg-epsilon": 400.0,
+                    "secagg-rounds": 2}  # fmt: skip
+        federation = Federation(nodes, averaging(), settings)
+        silence(federation, client=3, stage=Stage.CONTRIBUTE, server_round=2)
+        result = federation.start(rounds=2)
+        first, second = federation.secure.results
+        assert [len(first.survivors), len(second.survivors)] == [5, 4]
+        expected = MODEL["w"].astype(np.float64)
+        for number, one in ((1, first), (2, second)):
+            expected = expected + np.mean([update_of(client, number)["w"] for client in one.survivors], axis=0)
+        stddev = sum((one.config.noise_stddev(4) / len(one.survivors)) ** 2 for one in (first, second)) ** 0.5
+        error = numpy_of(result.arrays)["w"] - expected
+        assert 0.5 * stddev < error.std() < 1.5 * stddev  # fifty coordinates
+
+
 class TestAdaptiveClipping:
     def test_the_norm_moves_and_the_nodes_follow(self, nodes: Path) -> None:
         federation = Federation(nodes, averaging(), ADAPTIVE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -78,6 +78,8 @@ def test_the_sum_is_exact_or_the_error_typed(data: st.DataObject) -> None:
     suite = data.draw(st.sampled_from(sorted(SUITES)), label="suite")
     ring = cohort == 7 and data.draw(st.booleans(), label="ring")
     config = round_config(cohort, suite=suite, length=9, **({"degree": 4} if ring else {}))
+    if not ring and data.draw(st.booleans(), label="removable"):
+        config = replace(config, removable=cohort - config.min_survivors)
     silent = data.draw(
         st.dictionaries(st.integers(1, cohort), st.integers(0, 4), max_size=cohort // 2), label="silent from"
     )
@@ -97,6 +99,9 @@ def test_the_sum_is_exact_or_the_error_typed(data: st.DataObject) -> None:
         assert len(silent) > cohort - config.min_survivors or moving.errors or ring
     else:
         np.testing.assert_array_equal(moving.result.vector, moving.expected(moving.result.survivors))
+        missing = cohort - len(moving.result.survivors)
+        for seeds in moving.result.removed.values():
+            assert len(seeds) == config.removable - missing
     assert all(isinstance(error, TooFewClientsError) for error in moving.errors.values())
 
 
@@ -118,11 +123,12 @@ def test_a_snapshot_holds_every_attribute_of_a_session() -> None:
         moved.clients[ClientId(2)] = other
         assert one.phase is other.phase
         assert vars(one).keys() == vars(other).keys()
+        assert vars(one._rules).keys() == vars(other._rules).keys()
         assert vars(one._secrets).keys() == vars(other._secrets).keys()
         assert {name for name, value in vars(one).items() if value is None} == {
             name for name, value in vars(other).items() if value is None
         }
-    names = {"channel_key", "mask_key", "self_seed", "channels", "pairs", "pair_seeds", "held"}
+    names = {"channel_key", "mask_key", "self_seed", "channels", "pairs", "pair_seeds", "links", "held"}
     fresh = Round(round_config(4), random_vectors(4, 5))
     fresh.start()
     assert vars(fresh.clients[ClientId(1)]._secrets).keys() == names
@@ -131,7 +137,7 @@ def test_a_snapshot_holds_every_attribute_of_a_session() -> None:
 
 @pytest.mark.parametrize("phase", AT_REST)
 def test_secrets_move_unchanged(phase: Phase) -> None:
-    moving = MovingRound(round_config(4), random_vectors(4, 5))
+    moving = MovingRound(replace(round_config(4, min_survivors=3), removable=1), random_vectors(4, 5))
     moving.advance(phase)
 
     def secrets(session: PairwiseClient) -> dict[str, object]:
@@ -144,8 +150,8 @@ def test_secrets_move_unchanged(phase: Phase) -> None:
     assert secrets(opened.session) == before
     assert opened.config == moving.config
     for value in before.values():
-        for secret in value.values() if isinstance(value, dict) else [value]:
-            assert bytes(secret) not in moving.sealed[-1][1]  # type: ignore[arg-type]
+        for secret in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            assert bytes(secret) not in moving.sealed[-1][1]  # type: ignore[call-overload]
 
 
 def test_a_sealed_session_is_dead_here() -> None:

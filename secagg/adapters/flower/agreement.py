@@ -43,8 +43,8 @@ PROTOCOLS = ("pairwise",)
 _COUNTS = ("clients", "max-dropouts", "max-colluders")
 _BUDGET = ("epsilon", "delta", "rounds")
 _OPTIONAL = (
-    "privacy", "adaptive-clipping", "protocol", "modulus-bits", "application", "largest-weight", "public-weights",
-    "metrics", *_BUDGET,
+    "privacy", "adaptive-clipping", "dropout-noise", "protocol", "modulus-bits", "application", "largest-weight",
+    "public-weights", "metrics", *_BUDGET,
 )  # fmt: skip
 KEYS = frozenset(PREFIX + name for name in (*_COUNTS, "clip-norm", *_OPTIONAL))
 # Where the server of a run keeps its things, and how long it waits: no node needs to agree.
@@ -65,6 +65,7 @@ class Agreement:
         riders: weights and metrics.
         modulus_bits: bits of a lane of the masked vector.
         application: free text that keeps different applications apart.
+        dropout_noise: "worst_case", or "removable": the server takes out what only makes up for dropouts.
         protocol: how vectors are masked.
     """
 
@@ -75,6 +76,7 @@ class Agreement:
     riders: Riders
     modulus_bits: int = 32
     application: str = ""
+    dropout_noise: str = "worst_case"
     protocol: str = PROTOCOLS[0]
 
     @classmethod
@@ -100,6 +102,7 @@ class Agreement:
             riders=Riders.of(_weights(values), _metrics(_text(values, "metrics", ""))),
             modulus_bits=_integer(values, "modulus-bits", 32),
             application=_text(values, "application", ""),
+            dropout_noise=_text(values, "dropout-noise", "worst_case"),
             protocol=protocol,
         )
 
@@ -137,6 +140,7 @@ class Agreement:
             modulus_bits=self.modulus_bits,
             application=f"{self.application}/{instructions}" if instructions else self.application,
             riders=self.riders,
+            dropout_noise=self.dropout_noise,
         )
         return config if clip_norm is None else config.with_clip_norm(clip_norm)
 
@@ -184,6 +188,7 @@ class Agreement:
             "adaptive-clipping": isinstance(clip_norm, AdaptiveClipping),
             "modulus-bits": self.modulus_bits,
             "application": self.application,
+            "dropout-noise": self.dropout_noise,
             "protocol": self.protocol,
             **privacy,
             **self.riders.to_dict(),

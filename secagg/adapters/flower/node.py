@@ -377,7 +377,7 @@ def _unfinished(ledger: PrivacyLedger) -> list[Reservation]:
         fields = entry.to_dict()
         name = str(fields.get("request_id", ""))
         if fields["transition"] == "reserve":
-            event = event_from_dict(fields["event"])  # type: ignore[arg-type]
+            event = event_from_dict(fields["event"])
             pending[name] = Reservation(request_id=name, event=event, amount=int(str(fields["amount"])))
         else:
             pending.pop(name, None)
