@@ -12,12 +12,13 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.common.serde import context_from_proto, context_to_proto
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from secagg.adapters.flower import SecAggGrid, SecAggMod, simulate_nodes
 from secagg.adapters.flower.node import ROSTER
+from secagg.adapters.flower.records import Stage
 
 MODEL = {"w": np.linspace(-1.0, 1.0, 50, dtype=np.float32).reshape(5, 10), "b": np.zeros(7, np.float32)}
 PLAIN: dict[str, bool | int | float | str] = {
@@ -179,3 +180,37 @@ class Federation:
     def start(self, rounds: int = 1, model: Mapping[str, np.ndarray] = MODEL) -> Result:
         with task():
             return self.strategy.start(grid=self.secure, initial_arrays=record(model), num_rounds=rounds, timeout=0.3)
+
+
+WEIGHTED = {**PLAIN, "secagg-largest-weight": 80.0, "secagg-metrics": "train_loss:0:1"}
+PRIVATE = {
+    "secagg-clients": 5, "secagg-max-dropouts": 1, "secagg-max-colluders": 1, "secagg-clip-norm": 1.0,
+    "secagg-epsilon": 8.0, "secagg-delta": 1e-5, "secagg-rounds": 2,
+}  # fmt: skip
+ADAPTIVE = {**PRIVATE, "secagg-adaptive-clipping": True, "secagg-clip-norm": 0.5, "secagg-rounds": 3}
+STAGES = list(Stage)
+
+
+def averaging(**options: object) -> FedAvg:
+    return FedAvg(fraction_evaluate=0.0, **options)  # type: ignore[arg-type]
+
+
+def stage_of(message: Message) -> Stage:
+    return Stage(message.content["secagg"]["stage"])
+
+
+def silence(federation: Federation, client: int, stage: Stage, server_round: int = 1) -> None:
+    """That client's node is gone from a stage of a round on, until the next round."""
+    gone = {"now": False, "rounds": 0}
+
+    def before(message: Message) -> Message | None:
+        if message.metadata.dst_node_id != 899 + client:
+            return message
+        if "invitation" in message.content["secagg"]:
+            gone["rounds"] += 1
+            gone["now"] = False
+        if gone["rounds"] == server_round and stage_of(message) is stage:
+            gone["now"] = True
+        return None if gone["now"] else message
+
+    federation.grid.before = before

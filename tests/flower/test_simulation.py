@@ -14,9 +14,9 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from tests.flower.apps import MODEL, examples_of, numpy_of, record, task, update_of
+from tests.flower.apps import MODEL, WEIGHTED, examples_of, numpy_of, record, task, update_of
 from tests.flower.simulated import FAILS, ROUNDS, STRATEGIES
-from tests.flower.test_rounds import WEIGHTED, step
+from tests.flower.test_rounds import step
 
 ROOT = Path(__file__).parents[2]
 
