@@ -52,6 +52,8 @@ class Client:
         history: what it must never forget (`ClientHistory.enrol` once, then `ClientHistory(path)`).
         ledger: its own privacy budget, made with `PrivacyLedger.create(path, budget=config.budget())`; without one, the
             budget lasts as long as this object.
+        inspect: looks at the model of every round that names one, and raises `PolicyRefusal` for a model that this
+            client will not train (`secagg.linter.refuse_planted`).
         rand: source of uniform bytes for keys; noise and rounding use a fresh AES-CTR stream keyed by the operating
             system.
 
@@ -68,6 +70,7 @@ class Client:
         roster: Roster,
         history: HistoryStore,
         ledger: PrivacyLedger | None = None,
+        inspect: Callable[[Arrays], None] | None = None,
         rand: RandomBytes = os.urandom,
     ) -> None:
         self.config = config
@@ -79,6 +82,7 @@ class Client:
         self._identity = identity
         self._roster = roster
         self._history = history
+        self._inspect = inspect
         self._rand = rand
         self._session: PairwiseClient | None = None
         self._seed = b""
@@ -114,7 +118,8 @@ class Client:
         Raises:
             BudgetExceededError: the worst case of this round does not fit the budget any more.
             InconsistentViewError: the server's round differs from this client's configuration, roster or model.
-            PolicyRefusal: the client's policy forbids the round, or no honest course leads to this clip norm.
+            PolicyRefusal: the client's policy forbids the round, `inspect` the model, or no honest course leads to this
+                clip norm.
             MalformedMessageError: the bytes are not an invitation.
         """
         if clip_norm is not None:
@@ -125,6 +130,10 @@ class Client:
         message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
         if message.model != (model if isinstance(model, bytes) else self.config.layout.model_digest(model)):
             raise InconsistentViewError("the server opens the round on another model than this client has")
+        if self._inspect is not None and model is not None:
+            if isinstance(model, bytes):
+                raise ValueError("a client that inspects models needs the arrays, not their digest")
+            self._inspect(model)
         round_config = self.config.round_config(round_id=message.round_id, model=message.model)
         if message.context != round_context(round_config, self._roster):
             raise InconsistentViewError(

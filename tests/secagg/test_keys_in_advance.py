@@ -88,3 +88,18 @@ def test_a_digest_stands_for_the_model() -> None:
         world.clients[ClientId(1)].begin(invitation.data, model=CONFIG.layout.model_digest({"w": np.zeros(3)}))
     world.clients[ClientId(1)].begin(invitation.data, model=CONFIG.layout.model_digest({"w": np.ones(3)}))
     assert world.clients[ClientId(1)].phase is Phase.ADVERTISE_KEYS
+
+
+def test_what_is_inspected_must_be_there() -> None:
+    world = World()
+    (invitation, *_) = world.server.begin({"w": np.ones(3)})
+    looking = Client(
+        CONFIG,
+        1,
+        identity=world.identities[ClientId(1)],
+        roster=world.roster,
+        history=MemoryHistory(),
+        inspect=lambda model: None,
+    )
+    with pytest.raises(ValueError, match="needs the arrays"):
+        looking.begin(invitation.data, model=CONFIG.layout.model_digest({"w": np.ones(3)}))
