@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := torch,data,report,postgres,test
+EXTRAS := torch,data,report,postgres,flower,test
 
 .PHONY: demo test lint types check deep bench clean
 
