@@ -19,7 +19,7 @@ from protocols.session import SERVER_TRANSITIONS
 
 from .client import Client
 from .config import AggregationConfig
-from .history import MemoryHistory
+from .history import HistoryStore, MemoryHistory
 from .layout import Arrays
 from .pipeline import Update, finish
 from .server import AggregationResult, Server
@@ -99,7 +99,7 @@ class Simulation:
                 client,
                 identity=identities[client],
                 roster=self._roster,
-                history=MemoryHistory(),
+                history=self._history(client),
                 ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
@@ -176,11 +176,22 @@ class Simulation:
             for party in self._clients.values():
                 party.abandon()
 
+    @property
+    def server(self) -> Server:
+        """The server of all rounds."""
+        return self._server
+
+    @property
+    def ledgers(self) -> dict[str, PrivacyLedger]:
+        """The ledger of each party, by the name of its file; none without privacy."""
+        parties = {"server": self._server.ledger}
+        parties |= {f"client-{client}": party.ledger for client, party in self._clients.items()}
+        return {name: ledger for name, ledger in parties.items() if ledger is not None}
+
     def close(self) -> None:
         """Closes all ledgers."""
-        for ledger in (self._server.ledger, *(client.ledger for client in self._clients.values())):
-            if ledger is not None:
-                ledger.close()
+        for ledger in self.ledgers.values():
+            ledger.close()
 
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
@@ -189,6 +200,9 @@ class Simulation:
         if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
+
+    def _history(self, client: ClientId) -> HistoryStore:
+        return MemoryHistory()
 
     def _ledger(self, name: str) -> PrivacyLedger | None:
         budget = self.config.budget()

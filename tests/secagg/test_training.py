@@ -14,6 +14,7 @@ import secagg
 from dp import PrivacyLedger
 from protocols import Phase
 from secagg.adapters.torch import load_parameters, parameters_of
+from secagg.simulation import SERVER_PHASES
 from secagg.training import RoundRecord, train
 
 CLIENTS, FEATURES, CLASSES, RECORDS = 5, 6, 3, 60
@@ -50,6 +51,12 @@ def config(privacy: secagg.RecordLevel | secagg.ClientLevel | secagg.NoPrivacy) 
     )
 
 
+def state_fraction(path: Path) -> float:
+    with PrivacyLedger.open(path) as ledger:
+        state = ledger.state()
+    return state.filter_spent / state.filter_limit
+
+
 def record_level(rounds: int) -> secagg.RecordLevel:
     return secagg.RecordLevel(
         clip_norm=1.0, epsilon=6.0, delta=1e-5, rounds=rounds, sampling_rate=0.5, records=CLIENTS * RECORDS
@@ -84,7 +91,12 @@ def test_record_level_learns_within_its_budget(tmp_path: Path) -> None:
             if name == "server":
                 assert state.rounds_committed == 12
                 assert state.epsilon == spent[-1]
-    assert seen[0].metrics().keys() == {"round/survivors", "round/dropouts", "privacy/epsilon", "model/score"}
+    assert seen[0].metrics().keys() == {
+        "round/survivors", "round/dropouts", "round/bytes_up", "round/seconds", "privacy/epsilon", "privacy/delta",
+        "privacy/budget_fraction", "model/score", *(f"missing/{phase.value}" for phase in SERVER_PHASES),
+    }  # fmt: skip
+    assert [record.missing[Phase.MASKED_INPUT] for record in seen] == [1] * 12
+    assert seen[-1].budget_fraction == state_fraction(tmp_path / "server.ledger")
 
 
 def test_a_thirteenth_round_is_refused(tmp_path: Path) -> None:
