@@ -138,16 +138,26 @@ class Checkpoint:
         _force(self.folder)
 
 
+def has_ledgers(folder: Path) -> bool:
+    """Whether a folder holds any party's ledger."""
+    return any(folder.glob("*.ledger"))
+
+
 def enrol(folder: Path, names: Iterable[str], *, budget: PrivacyBudget) -> None:
     """Creates one ledger for each name, all or none: a crash on the way leaves no half-made folder behind.
 
     Args:
-        folder: of the ledgers; nothing happens if it exists.
+        folder: of the ledgers; nothing happens if it holds one.
         names: of the parties.
         budget: of each of them.
+
+    Raises:
+        LedgerError: the folder holds other files.
     """
-    if folder.exists():
+    if has_ledgers(folder):
         return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise LedgerError(f"{folder} holds other files: name a folder for the ledgers alone")
     beside = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(beside, ignore_errors=True)  # it was never in use
     beside.mkdir(parents=True)

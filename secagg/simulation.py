@@ -125,7 +125,7 @@ class Simulation:
             BudgetExceededError: the server's or a client's budget does not allow another round.
             Others as for `simulate`.
         """
-        silent_from = {ClientId(client): phase for client, phase in _plan(drop).items()}
+        silent_from = {ClientId(client): phase for client, phase in drop_phases(drop).items()}
         unknown = sorted(set(silent_from) - set(self._clients))
         if unknown:
             raise ValueError(f"clients {unknown} of the drop plan do not take part")
@@ -217,6 +217,6 @@ class Simulation:
         return PrivacyLedger.create(path, budget=budget)
 
 
-def _plan(drop: DropPlan) -> Mapping[int, Phase]:
+def drop_phases(drop: DropPlan) -> Mapping[int, Phase]:
     """A set of clients drops out after ShareKeys, where it costs the server most."""
     return drop if isinstance(drop, Mapping) else dict.fromkeys(drop, Phase.MASKED_INPUT)

@@ -32,7 +32,7 @@ from protocols import ProtocolError
 
 from .adapters.torch import load_parameters, parameters_of
 from .callbacks import AbortRecord, AnyCallback, Callbacks, RoundRecord
-from .checkpoint import Checkpoint, Saved, enrol, settle
+from .checkpoint import Checkpoint, Saved, enrol, has_ledgers, settle
 from .config import AggregationConfig
 from .learners import Arrays, FederatedAveraging, FederatedSgd, Loss
 from .server import AggregationResult
@@ -205,8 +205,10 @@ def _ledgers(
     budget = config.budget()
     if budget is None:
         return folder
-    if saved is not None and not folder.is_dir():
-        raise LedgerError(f"{folder} is missing: restore the ledgers of this run, new ones would forget what was spent")
+    if saved is not None and not has_ledgers(folder):
+        raise LedgerError(
+            f"the ledgers in {folder} are missing: restore those of this run, new ones would forget what was spent"
+        )
     enrol(folder, ("server", *(f"client-{client}" for client in sorted(clients))), budget=budget)
     return folder
 

@@ -177,6 +177,12 @@ class TestRefusals:
         with pytest.raises(secagg.LedgerError, match="missing"):
             self.resume(begun)
 
+    def test_a_folder_of_other_files(self, tmp_path: Path) -> None:
+        (tmp_path / "ledgers").mkdir()
+        (tmp_path / "ledgers" / "notes").touch()
+        with pytest.raises(secagg.LedgerError, match="other files"):
+            self.resume(tmp_path)
+
     def test_one_missing_ledger(self, begun: Path) -> None:
         (begun / "ledgers" / "client-2.ledger").unlink()
         with pytest.raises(secagg.LedgerError, match="missing"):
