@@ -8,7 +8,7 @@ import sys
 
 from protocols import ProtocolError
 
-from . import degrees, lattice, scaling, sizes, speed, tables, utility
+from . import costs, degrees, lattice, scaling, sizes, speed, tables, utility
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, each beside its floor.")
     commands = parser.add_subparsers(required=True, metavar="NAME")
-    for benchmark in (speed, sizes, scaling, degrees, lattice, utility, tables):
+    for benchmark in (speed, sizes, scaling, degrees, lattice, utility, tables, costs):
         benchmark.add_command(commands)
     options = parser.parse_args(
         arguments, argparse.Namespace(line=shlex.join(["python", "-m", "benchmarks", *arguments]))
