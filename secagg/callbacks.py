@@ -152,4 +152,4 @@ def _nothing(*_: object) -> None:
 
 
 def _missing(missing: Mapping[Phase, int]) -> dict[str, float]:
-    return {f"missing/{phase.value}": count for phase, count in missing.items()}
+    return {f"round/missing/{phase.value}": count for phase, count in missing.items()}

@@ -93,7 +93,7 @@ def test_record_level_learns_within_its_budget(tmp_path: Path) -> None:
                 assert state.epsilon == spent[-1]
     assert seen[0].metrics().keys() == {
         "round/survivors", "round/dropouts", "round/bytes_up", "round/seconds", "privacy/epsilon", "privacy/delta",
-        "privacy/budget_fraction", "model/score", *(f"missing/{phase.value}" for phase in SERVER_PHASES),
+        "privacy/budget_fraction", "model/score", *(f"round/missing/{phase.value}" for phase in SERVER_PHASES),
     }  # fmt: skip
     assert [record.missing[Phase.MASKED_INPUT] for record in seen] == [1] * 12
     assert seen[-1].budget_fraction == state_fraction(tmp_path / "server.ledger")
