@@ -26,6 +26,7 @@ from secagg.adapters.torch import parameters_of
 from secagg.training import train
 
 CLIENTS, ROUNDS = 4, 5
+MESSAGES = 4 * 2 + 3 * 3  # of a round in which one client falls silent after sharing keys
 
 
 def model() -> nn.Module:
@@ -40,11 +41,12 @@ def config(kills: int) -> secagg.AggregationConfig:
     )  # fmt: skip
 
 
-def run(folder: Path, kills: int) -> None:
-    """Trains to the end, unless it is killed."""
+def run(folder: Path, kills: int, last: int | None) -> None:
+    """Trains to the end, unless it is killed, at the latest when `last` messages have left."""
     folder.mkdir(exist_ok=True)
     left = os.open(folder / "left", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     agreed = config(kills)
+    counted: list[int] = []
 
     def tap(client: int, phase: Phase, data: bytes) -> None:
         note: dict[str, object] = {"client": client, "phase": phase.value}
@@ -52,6 +54,9 @@ def run(folder: Path, kills: int) -> None:
             bundle = decode(data, AdvertiseKeys, limit=len(data)).bundle
             note["keys"] = [bundle.channel_key.hex(), bundle.mask_key.hex()]
         os.write(left, json.dumps(note).encode() + b"\n")
+        counted.append(client)
+        if len(counted) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     clients = {client: TensorDataset(torch.eye(2), torch.tensor([0, 1])) for client in range(1, CLIENTS + 1)}
     result = train(
@@ -61,14 +66,14 @@ def run(folder: Path, kills: int) -> None:
     (folder / "done").write_text(json.dumps([record.epsilon for record in result.rounds]))
 
 
-def child(folder: Path, kills: int) -> int:
+def child(folder: Path, kills: int, last: int | None = None) -> int:
     """A run in a process of its own; its id."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        run(folder, kills)
+        run(folder, kills, last)
         code = 0
     finally:
         os._exit(code)
@@ -81,10 +86,14 @@ def main(folder: Path, kills: int) -> None:
     os.waitpid(child(folder / "undisturbed", kills), 0)
     whole = time.perf_counter() - began
     killed = 0
-    for _ in range(kills):
-        process = child(folder / "disturbed", kills)
-        time.sleep(random.uniform(0, 0.6 * whole))
-        os.kill(process, signal.SIGKILL)
+    for number in range(kills):
+        # The first kill comes after a masked vector has left, every other one with some message, the rest at any time.
+        first = 9 if number == 0 else 1
+        last = random.randrange(first, MESSAGES + 1) if number % 2 == 0 else None
+        process = child(folder / "disturbed", kills, last)
+        if last is None:
+            time.sleep(random.uniform(0, 0.6 * whole))
+            os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         killed += os.WIFSIGNALED(status)
         if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
