@@ -54,41 +54,40 @@ class Network:
         """Log-odds of each class, float64[n, classes]."""
         inputs = features
         if self.hidden:
-            weights, bias, rest = self._layer(parameters, self.hidden, self.features)
-            inputs, parameters = np.tanh(features @ weights.T + bias), rest
+            weights, bias, parameters = self._layer(parameters, self.hidden, self.features)
+            inputs = np.tanh(features @ weights.T + bias)
         weights, bias, _ = self._layer(parameters, self.classes, inputs.shape[1])
         return inputs @ weights.T + bias
 
     def record_gradients(self, parameters: Floats, features: Floats, labels: NDArray[np.int64]) -> Floats:
         """The cross-entropy gradient of each record, float64[n, d]."""
-        inputs, parts = features, []
-        if self.hidden:
-            weights, bias, rest = self._layer(parameters, self.hidden, self.features)
-            inputs, parameters = np.tanh(features @ weights.T + bias), rest
-        weights, bias, _ = self._layer(parameters, self.classes, inputs.shape[1])
-        errors = _softmax(inputs @ weights.T + bias)
-        errors[np.arange(len(labels)), labels] -= 1
+        inputs, weights, errors = self._errors(parameters, features, labels)
+        parts = [_outer(errors, inputs), errors]
         if self.hidden:
             inner = (errors @ weights) * (1 - inputs**2)
-            parts += [_outer(inner, features), inner]
-        parts += [_outer(errors, inputs), errors]
+            parts = [_outer(inner, features), inner, *parts]
         return np.concatenate(parts, axis=1)
 
     def mean_gradient(self, parameters: Floats, features: Floats, labels: NDArray[np.int64]) -> Floats:
         """The mean of `record_gradients`, without making them."""
-        inputs, parts = features, []
+        inputs, weights, errors = self._errors(parameters, features, labels)
+        errors /= len(labels)
+        parts = [(errors.T @ inputs).ravel(), errors.sum(axis=0)]
         if self.hidden:
-            weights, bias, rest = self._layer(parameters, self.hidden, self.features)
-            inputs, parameters = np.tanh(features @ weights.T + bias), rest
+            inner = (errors @ weights) * (1 - inputs**2)
+            parts = [(inner.T @ features).ravel(), inner.sum(axis=0), *parts]
+        return np.concatenate(parts)
+
+    def _errors(self, parameters: Floats, features: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+        """What enters the last layer, its weights, and by how much its probabilities are off."""
+        inputs = features
+        if self.hidden:
+            weights, bias, parameters = self._layer(parameters, self.hidden, self.features)
+            inputs = np.tanh(features @ weights.T + bias)
         weights, bias, _ = self._layer(parameters, self.classes, inputs.shape[1])
         errors = _softmax(inputs @ weights.T + bias)
         errors[np.arange(len(labels)), labels] -= 1
-        errors /= len(labels)
-        if self.hidden:
-            inner = (errors @ weights) * (1 - inputs**2)
-            parts += [(inner.T @ features).ravel(), inner.sum(axis=0)]
-        parts += [(errors.T @ inputs).ravel(), errors.sum(axis=0)]
-        return np.concatenate(parts)
+        return inputs, weights, errors
 
     @staticmethod
     def _layer(parameters: Floats, outputs: int, inputs: int) -> tuple[Floats, Floats, Floats]:
@@ -192,12 +191,14 @@ def distributed(config: AggregationConfig) -> Aggregate:
 
     def aggregate(gradients: list[Floats]) -> Floats:
         total = np.zeros(config.length, dtype=np.uint32)
+        seed = rand(32) if config.rotation else b""
         for rows in gradients:
-            integers = config.encoder.encode_records(rows, rand=rand)
+            integers = config.encoder.encode_records(rows, rand=rand, rotation=config.rotation_of(seed))
             assert config.mechanism is not None
-            total += prepare(config.mechanism.privatize(integers, rand=rand), config, rand=rand)
+            total += prepare(config.mechanism.privatize(integers, rand=rand, seed=seed), config, rand=rand, seed=seed)
         words = total & np.uint32(2**config.modulus_bits - 1)
-        return np.asarray(finish(words, config, survivors=range(config.clients)).mean["w"], dtype=np.float64)
+        released = finish(words, config, survivors=range(config.clients), seed=seed)
+        return np.asarray(released.mean["w"], dtype=np.float64)
 
     return aggregate
 
@@ -208,7 +209,7 @@ def central(config: AggregationConfig, rng: np.random.Generator) -> Aggregate:
     stddev = config.noise_stddev(config.clients)
 
     def aggregate(gradients: list[Floats]) -> Floats:
-        total = sum(clipped(rows, config.privacy.clip_norm).sum(axis=0) for rows in gradients)
+        total = sum(clipped(rows, config.clip_norm).sum(axis=0) for rows in gradients)
         return np.asarray((total + rng.normal(size=config.length) * stddev) / config.denominator(config.clients))
 
     return aggregate

@@ -24,6 +24,7 @@ import numpy as np
 
 from .clipping import clip_by_l2, require_floats
 from .errors import CapacityError
+from .rotation import Rotation
 from .samplers import FloatMatrix, FloatVector, Int64Vector, RandomBytes, UInt32Vector
 
 MAX_INT_BOUND: Final = 1 << 26
@@ -32,12 +33,27 @@ MAX_INT_BOUND: Final = 1 << 26
 _MAX_RECORDS = 1 << 26  # the sum of this many encoded records still is an exact float64
 _CHUNK = 1 << 16  # coins at a time, so that they stay in cache
 _OVERSHOOT = math.sqrt(2 * math.log(1e12))  # a vector clipped for it overshoots B with probability below 1e-12
+_LEAST_KEPT = 0.9  # share of the clip norm that must be left when rounding has taken its room
 _NOISE_REACH = Fraction(15, 2)  # ring head-room for noise, in standard deviations: 6e-14 per coordinate
 
 
 def least_int_bound(dimension: int) -> int:
     """8·√d, rounded up: from here on, stochastic rounding adds about 0.2 % to the norm of a clipped unit."""
     return math.isqrt(max(64 * dimension - 1, 0)) + 1
+
+
+def coarsest_int_bound(dimension: int) -> int:
+    """Least B that is encoded at all: room for rounding costs at most a tenth of the clip norm, or B is 8·√d.
+
+    Updates shorter than that are not touched: coarse steps narrow the clip, they do not bias what is inside. The bound
+    is about 1.2·√d for large d.
+    """
+    root = math.sqrt(dimension)
+    # kept_norm >= _LEAST_KEPT·B: the positive root of (1 - kept²)·B² - overshoot·B - (d/4 + overshoot·√d/2).
+    lost = 1 - _LEAST_KEPT**2
+    constant = dimension / 4 + _OVERSHOOT * root / 2
+    probable = (_OVERSHOOT + math.sqrt(_OVERSHOOT**2 + 4 * lost * constant)) / (2 * lost)
+    return min(least_int_bound(dimension), math.ceil(probable * (1 + 1e-12)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +64,8 @@ class IntegerEncoder:
 
     Attributes:
         clip_norm: L2 norm, in units of the update, that is mapped to `int_bound`.
-        int_bound: B, from 1 to 2²⁶. Encoding d coordinates needs B >= 8·√d, or rounding error would eat the signal.
+        int_bound: B, from 1 to 2²⁶. Encoding d coordinates needs B >= `coarsest_int_bound(d)`, or rounding error would
+            eat the signal; from 8·√d on it does not matter.
     """
 
     clip_norm: float
@@ -62,12 +79,13 @@ class IntegerEncoder:
         if self.clip_norm / self.int_bound < sys.float_info.min:
             raise ValueError(f"clip_norm / int_bound must be a normal float, got {self.clip_norm} / {self.int_bound}")
 
-    def encode(self, update: FloatVector, *, rand: RandomBytes) -> Int64Vector:
+    def encode(self, update: FloatVector, *, rand: RandomBytes, rotation: Rotation | None = None) -> Int64Vector:
         """Clip one unit, scale it by B / clip_norm and round it stochastically.
 
         Args:
             update: float64[d]; float32[d] is widened.
             rand: Source of the rounding coins; 4·d bytes are consumed whatever the data.
+            rotation: Turns the clipped update before it is rounded; the sum is decoded with the same one.
 
         Returns:
             int64[d] with `||q||² ≤ B²` in exact integers. Its mean is the update in steps of clip_norm / B, clipped at
@@ -75,12 +93,14 @@ class IntegerEncoder:
 
         Raises:
             UnsafeUpdateError: The update is not a finite float vector.
-            CapacityError: `int_bound` is below 8·√d.
+            CapacityError: `int_bound` is below `coarsest_int_bound(d)`.
         """
         require_floats(update, ndim=1)
-        return self._encode_unit(update, rand=rand).astype(np.int64)
+        return self._encode_unit(update, rand=rand, rotation=rotation).astype(np.int64)
 
-    def encode_records(self, records: FloatMatrix, *, rand: RandomBytes) -> Int64Vector:
+    def encode_records(
+        self, records: FloatMatrix, *, rand: RandomBytes, rotation: Rotation | None = None
+    ) -> Int64Vector:
         """Encode every row as a unit of its own and add the results.
 
         Row i is rounded with bytes 4·d·i to 4·d·(i + 1) of the stream, whatever the data. A record thus brings its own
@@ -90,13 +110,14 @@ class IntegerEncoder:
         Args:
             records: float64[b, d] or float32[b, d]; b may be 0.
             rand: Source of the rounding coins.
+            rotation: As for `encode`, of every row.
 
         Returns:
             int64[d], the sum over rows.
 
         Raises:
             UnsafeUpdateError: Not a matrix of floats. A row that is not finite counts as zero.
-            CapacityError: `int_bound` is below 8·√d.
+            CapacityError: `int_bound` is below `coarsest_int_bound(d)`.
         """
         require_floats(records, ndim=2)
         count, length = records.shape
@@ -107,16 +128,17 @@ class IntegerEncoder:
         for record in records:
             # A refusal would tell others about one record, so a record that is not finite counts as zero.
             usable = record if np.isfinite(record).all() else np.zeros_like(record)
-            total += self._encode_unit(usable, rand=rand)
+            total += self._encode_unit(usable, rand=rand, rotation=rotation)
         return total.astype(np.int64)
 
-    def decode(self, total: Int64Vector, *, denominator: float) -> FloatVector:
+    def decode(self, total: Int64Vector, *, denominator: float, rotation: Rotation | None = None) -> FloatVector:
         """Map a sum of encoded units back to floats and divide it.
 
         Args:
             total: int64[d], a sum of encoded units, with or without noise.
             denominator: What the sum is divided by: a public number, such as the count of survivors; never a count that
                 depends on private data.
+            rotation: The one that the units were encoded with.
 
         Returns:
             float64[d] in units of the update.
@@ -127,6 +149,8 @@ class IntegerEncoder:
         if not (denominator > 0 and math.isfinite(denominator)):
             raise ValueError(f"denominator must be positive and finite, got {denominator}")
         decoded: FloatVector = total.astype(np.float64)
+        if rotation is not None:
+            decoded = rotation.invert(decoded)
         decoded *= self.clip_norm / self.int_bound
         decoded /= denominator
         return decoded
@@ -135,13 +159,13 @@ class IntegerEncoder:
         """Refuse dimensions that need a larger bound.
 
         Raises:
-            CapacityError: `int_bound` is below 8·√length; names the least that is not.
+            CapacityError: `int_bound` is below `coarsest_int_bound(length)`; names it.
         """
-        needed = least_int_bound(length)
+        needed = coarsest_int_bound(length)
         if self.int_bound < needed:
             raise CapacityError(
                 f"int_bound {self.int_bound} is too small for {length} coordinates: "
-                f"at least {needed} is needed (8 times the square root)"
+                f"at least {needed} is needed, or rounding would take more than a tenth of the clip"
             )
 
     def first_clip(self, length: int) -> float:
@@ -150,10 +174,12 @@ class IntegerEncoder:
         probable = bound**2 - length / 4 - _OVERSHOOT * (bound + root / 2)
         return self.clip_norm / bound * max(bound - root, math.sqrt(max(probable, 0.0)))
 
-    def _encode_unit(self, update: FloatVector, *, rand: RandomBytes) -> FloatVector:
+    def _encode_unit(self, update: FloatVector, *, rand: RandomBytes, rotation: Rotation | None) -> FloatVector:
         """The integers of one unit, as float64."""
         self.require_capacity(update.size)
         encoded = clip_by_l2(update, clip_norm=self.first_clip(update.size))
+        if rotation is not None:
+            encoded = rotation.apply(encoded)
         scale = self.int_bound / self.clip_norm
         for start in range(0, encoded.size, _CHUNK):
             part = encoded[start : start + _CHUNK]

@@ -16,11 +16,14 @@ from ._siblings import VERSION, check_siblings
 check_siblings()
 
 from dp import (  # noqa: E402 - only after the guard
+    AdaptiveClipping,
     BudgetExceededError,
     CapacityError,
     ClientLevel,
     EpsilonLadder,
     LedgerError,
+    LocalRecordLevel,
+    LocalUpdate,
     NoPrivacy,
     PrivacyBudget,
     PrivacyError,
@@ -49,10 +52,11 @@ from protocols import (  # noqa: E402
 )
 
 from .client import Client  # noqa: E402
-from .config import AggregationConfig, privacy_unit  # noqa: E402
+from .config import AggregationConfig  # noqa: E402
 from .explain import Explanation  # noqa: E402
 from .history import ClientHistory, MemoryHistory  # noqa: E402
 from .layout import Layout  # noqa: E402
+from .privacy import privacy_unit  # noqa: E402
 from .riders import Contribution, PrivateWeights  # noqa: E402
 from .server import AggregationResult, Server  # noqa: E402
 from .simulation import Simulation, simulate  # noqa: E402
@@ -61,11 +65,12 @@ from .statement import statement, statement_dict  # noqa: E402
 __version__ = VERSION
 
 __all__ = [
-    "AggregateReady", "AggregationConfig", "AggregationResult", "BudgetExceededError", "CapacityError", "Client",
-    "ClientHistory", "ClientLevel", "Contribution", "ContributionNeeded", "EpsilonLadder", "Explanation",
-    "Identity", "InconsistentViewError", "InvalidSignatureError", "Layout", "LedgerError", "LocalProtocolError",
-    "MalformedMessageError", "MemoryHistory", "NoPrivacy", "PeerRejected", "Phase", "PolicyRefusal",
-    "PrivacyBudget", "PrivacyError", "PrivacyLedger", "PrivateWeights", "ProtocolError", "RecordLevel",
-    "RemoteProtocolError", "Roster", "SendMessage", "Server", "Simulation", "SurvivorsAgreed", "TooFewClientsError",
-    "UnaccountableError", "UnsafeUpdateError", "privacy_unit", "simulate", "statement", "statement_dict",
+    "AdaptiveClipping", "AggregateReady", "AggregationConfig", "AggregationResult", "BudgetExceededError",
+    "CapacityError", "Client", "ClientHistory", "ClientLevel", "Contribution", "ContributionNeeded", "EpsilonLadder",
+    "Explanation", "Identity", "InconsistentViewError", "InvalidSignatureError", "Layout", "LedgerError",
+    "LocalProtocolError", "LocalRecordLevel", "LocalUpdate", "MalformedMessageError", "MemoryHistory", "NoPrivacy",
+    "PeerRejected", "Phase", "PolicyRefusal", "PrivacyBudget", "PrivacyError", "PrivacyLedger", "PrivateWeights",
+    "ProtocolError", "RecordLevel", "RemoteProtocolError", "Roster", "SendMessage", "Server", "Simulation",
+    "SurvivorsAgreed", "TooFewClientsError", "UnaccountableError", "UnsafeUpdateError", "privacy_unit", "simulate",
+    "statement", "statement_dict",
 ]  # fmt: skip

@@ -25,12 +25,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import DistributedSkellam, RecordLevel, epsilon, from_ring, poisson_draw, secure_random
+from dp import CapacityError, DistributedNoise, RecordLevel, epsilon, from_ring, poisson_draw, secure_random
 from dp.auditing import AuditBounds, audit
 from dp.samplers import Int64Vector, RandomBytes, UInt32Vector
 from protocols import ClientId
@@ -116,7 +117,7 @@ class AuditReport:
 
 def honest_path(update: Update, config: AggregationConfig, rand: RandomBytes) -> UInt32Vector:
     """What the library's clients run."""
-    return prepare(update, config, rand=rand)
+    return prepare(update, config, rand=rand, seed=b"audit")  # one rotation for all, where there is one
 
 
 def audit_privacy(
@@ -153,7 +154,7 @@ def audit_privacy(
             update = canary(scalar) if client == CANARY and coins[trial] else nothing(scalar)
             vectors[client][trial] = path(update, scalar, _always_drawn(secure_random()))[0]
         progress(trial + 1, trials)
-    scores, sum_check = _released(config, vectors)
+    scores, sum_check = _released(scalar, vectors)
     stddev = math.sqrt(honest * mechanism.share_variance)
     middle = mechanism.int_bound / 2
     bounds = audit(
@@ -175,26 +176,39 @@ def audit_privacy(
     return AuditReport(claimed=claimed, bounds=bounds, checks=checks, trials=trials)
 
 
-def noise_of(config: AggregationConfig) -> DistributedSkellam:
+def noise_of(config: AggregationConfig) -> DistributedNoise:
     """The mechanism under audit.
 
     Raises:
-        ValueError: the configuration has none.
+        ValueError: the configuration has none, or its noise is removable.
     """
     if config.mechanism is None:
         raise ValueError("there is no epsilon to audit: the configuration has no privacy")
+    if config.removable:
+        raise ValueError(
+            "the audit plays the worst accepted round, of which nothing is removed: audit the same configuration with "
+            'dropout_noise="worst_case"'
+        )
     return config.mechanism
 
 
 def with_length(config: AggregationConfig, length: int) -> AggregationConfig:
-    """The same configuration for a vector of another length, without riders."""
-    return replace(config, layout=Layout.of({"w": np.zeros(length)}), riders=NO_RIDERS)
+    """The same configuration for a vector of another length, without riders, at this round's clip norm.
+
+    A small ring that holds a long vector by a rotation may not hold a short one: that gets 32 bits.
+    """
+    privacy = replace(config.privacy, clip_norm=config.clip_norm)
+    other = partial(replace, config, layout=Layout.of({"w": np.zeros(length)}), riders=NO_RIDERS, privacy=privacy)
+    try:
+        return other()
+    except CapacityError:
+        return other(modulus_bits=32)
 
 
 def canary(config: AggregationConfig) -> dict[str, NDArray[np.float64]]:
     """The contribution that moves the first coordinate most."""
     vector = np.zeros(config.layout.length)
-    vector[0] = config.privacy.clip_norm
+    vector[0] = config.clip_norm
     return {"w": vector[None] if isinstance(config.privacy, RecordLevel) else vector}
 
 
@@ -232,7 +246,7 @@ def _released(config: AggregationConfig, vectors: dict[int, UInt32Vector]) -> tu
         result = simulation.round({client: {"words": words[client]} for client in clients}, drop=dropped)
         released.append(result.total)
     total = np.concatenate(released)[:trials]
-    integers = sum(from_ring(vector, modulus_bits=config.modulus_bits) for vector in vectors.values())
+    integers = sum(from_ring(vector, modulus_bits=piece.modulus_bits) for vector in vectors.values())
     wrong = int(np.count_nonzero(total != integers))
     return total, Check(
         name="sum",
@@ -250,7 +264,7 @@ def _variance(config: AggregationConfig, path: Path) -> Check:
     squares, draws = 0.0, 0
     while draws < DRAWS:
         words = [path(nothing(long), long, secure_random()) for _ in range(honest)]
-        noise = sum(from_ring(vector, modulus_bits=config.modulus_bits) for vector in words)
+        noise = sum(from_ring(vector, modulus_bits=long.modulus_bits) for vector in words)
         squares += float(np.sum(np.square(noise, dtype=np.float64)))
         draws += long.length
     ratio = squares / draws / float(honest * mechanism.share_variance)
@@ -316,7 +330,7 @@ def _played(chunks: list[bytes]) -> RandomBytes:
 def _client_moves(config: AggregationConfig, path: Path) -> Iterator[int]:
     """Squared distances between one client's integers and those of a client that sends zero."""
     for scale in (0.1, 1.0, 10.0, 1e6):
-        update = scale * config.privacy.clip_norm * _direction(config.layout.length)
+        update = scale * config.clip_norm * _direction(config.layout.length)
         tape = _Tape()
         words = path({"w": update}, config, tape)
         yield _distance(words, path(nothing(config), config, _played(tape.chunks)), config)

@@ -28,8 +28,9 @@ class RoundRecord:
         seconds: for each phase its time on the clock.
         bytes_up: of all messages that reached the server.
         epsilon: spent so far against the server and the assumed colluders; infinity without privacy.
+        clip_norm: of this round.
         delta: of the guarantee; None without privacy.
-        budget_fraction: how much of the server's budget is spent, from 0 to 1; None without privacy.
+        budget_fraction: how much of the server's budget is spent, from 0 to 1; None if it keeps none.
         score: what `evaluate` said of the model after this round; None without `evaluate`.
         riders: the mean of each metric that rode along, noised if the configuration says so.
     """
@@ -41,6 +42,7 @@ class RoundRecord:
     seconds: Mapping[Phase, float]
     bytes_up: int
     epsilon: float
+    clip_norm: float
     delta: float | None
     budget_fraction: float | None
     score: float | None
@@ -59,6 +61,7 @@ class RoundRecord:
             "round/bytes_up": self.bytes_up,
             "round/seconds": sum(self.seconds.values()),
             "privacy/epsilon": self.epsilon,
+            "privacy/clip_norm": self.clip_norm,
             **{name: value for name, value in optional.items() if value is not None},
             **_missing(self.missing),
             **{f"clients/{name}": value for name, value in self.riders.items()},

@@ -48,12 +48,14 @@ class Saved:
         exact_sums: how many of their sums were compared and found equal.
         groups: named arrays, in groups: "model", "average", "optimizer".
         heads: the newest entry of each party's ledger after the last round.
+        clip_norm: of the next round.
     """
 
     records: tuple[RoundRecord, ...]
     exact_sums: int
     groups: Groups
     heads: Mapping[str, str]
+    clip_norm: float
 
 
 class Checkpoint:
@@ -96,6 +98,7 @@ class Checkpoint:
                 exact_sums=facts["exact_sums"],
                 groups=groups,
                 heads=facts["heads"],
+                clip_norm=float(facts["clip_norm"]),
             )
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{self._file} is damaged ({error!r}): restore it from a backup") from error
@@ -121,6 +124,7 @@ class Checkpoint:
             "exact_sums": saved.exact_sums,
             "groups": sorted(saved.groups),
             "heads": dict(saved.heads),
+            "clip_norm": saved.clip_norm,
         }
         arrays: dict[str, Any] = {
             f"{group}/{name}": array for group, named in saved.groups.items() for name, array in named.items()

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from dp import PrivacyLedger, Reservation, UInt32Vector, secure_random
+from dp import LocalRecordLevel, PrivacyLedger, Reservation, UInt32Vector, secure_random
 from protocols import (
     ClientId,
     Event,
@@ -26,6 +26,7 @@ from protocols import (
     PairwiseClient,
     PersistBeforeSend,
     Phase,
+    PolicyRefusal,
     Roster,
     SurvivorsAgreed,
 )
@@ -51,6 +52,8 @@ class Client:
         history: what it must never forget (`ClientHistory.enrol` once, then `ClientHistory(path)`).
         ledger: its own privacy budget, made with `PrivacyLedger.create(path, budget=config.budget())`; without one, the
             budget lasts as long as this object.
+        inspect: looks at the model of every round that names one, and raises `PolicyRefusal` for a model that this
+            client will not train (`secagg.linter.refuse_planted`).
         rand: source of uniform bytes for keys; noise and rounding use a fresh AES-CTR stream keyed by the operating
             system.
 
@@ -67,6 +70,7 @@ class Client:
         roster: Roster,
         history: HistoryStore,
         ledger: PrivacyLedger | None = None,
+        inspect: Callable[[Arrays], None] | None = None,
         rand: RandomBytes = os.urandom,
     ) -> None:
         self.config = config
@@ -78,8 +82,10 @@ class Client:
         self._identity = identity
         self._roster = roster
         self._history = history
+        self._inspect = inspect
         self._rand = rand
         self._session: PairwiseClient | None = None
+        self._seed = b""
         self._reservation: Reservation | None = None
         self._contributed = False
 
@@ -88,23 +94,34 @@ class Client:
         """Where the present round stands."""
         return Phase.READY if self._session is None else self._session.phase
 
-    def begin(self, invitation: bytes, *, model: Arrays | None = None) -> list[Event]:
+    def begin(self, invitation: bytes, *, model: Arrays | None = None, clip_norm: float | None = None) -> list[Event]:
         """Opens a round.
 
         Args:
             invitation: the server's bytes.
             model: the arrays that this round's update starts from, as this client has them; the server must have named
                 the same.
+            clip_norm: with `AdaptiveClipping`, this round's, as the server announces it with the model; by default the
+                last round's, or the initial one. The server must have opened the round with the same. It decides how
+                far the update is scaled, never how much noise covers it.
 
         Raises:
             BudgetExceededError: the worst case of this round does not fit the budget any more.
             InconsistentViewError: the server's round differs from this client's configuration, roster or model.
-            PolicyRefusal: the client's policy forbids the round.
+            PolicyRefusal: the client's policy forbids the round, `inspect` the model, or no honest course leads to this
+                clip norm.
             MalformedMessageError: the bytes are not an invitation.
         """
+        if clip_norm is not None:
+            try:
+                self.config = self.config.with_clip_norm(clip_norm)
+            except ValueError as error:
+                raise PolicyRefusal(str(error), client_id=self.client_id) from None
         message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
         if message.model != self.config.layout.model_digest(model):
             raise InconsistentViewError("the server opens the round on another model than this client has")
+        if self._inspect is not None and model is not None:
+            self._inspect(model)
         round_config = self.config.round_config(round_id=message.round_id, model=message.model)
         if message.context != round_context(round_config, self._roster):
             raise InconsistentViewError(
@@ -124,6 +141,7 @@ class Client:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(message.round_id))
         self._session = session
+        self._seed = self.config.round_seed(round_id=message.round_id, model=message.model)
         return self._run(session.start)
 
     def receive(self, data: bytes) -> list[Event]:
@@ -152,7 +170,8 @@ class Client:
 
     def prepare(self, update: Update) -> UInt32Vector:
         """The vector that `contribute` masks, with fresh rounding and noise at every call."""
-        return prepare(update, self.config, rand=secure_random(), client=self.client_id)
+        seeds = self._live().removable_seeds if self.config.removable else ()
+        return prepare(update, self.config, rand=secure_random(), client=self.client_id, seeds=seeds, seed=self._seed)
 
     def abandon(self) -> None:
         """Ends the present round, if any: charged in full if the masked vector may have left, free otherwise."""
@@ -212,6 +231,8 @@ def agreed_ledger(ledger: PrivacyLedger | None, config: AggregationConfig) -> Pr
     """
     budget = config.budget()
     if budget is None:
+        if ledger is not None and isinstance(config.privacy, LocalRecordLevel):
+            raise ValueError("local steps are charged where they are made: give the ledger to make_private")
         if ledger is not None:
             raise ValueError("a configuration without privacy cannot keep a ledger: no budget bounds it")
         return None

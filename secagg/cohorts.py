@@ -198,14 +198,17 @@ class CohortResult:
         """What is hidden from whom: the statement of one cohort, and what many of them change."""
         count, size = len(self.cohorts) + len(self.aborted), self.config.clients
         price = math.sqrt(count)
+        noise = (
+            f"  - each sum carries its own full noise: the plain mean has {price:.2f} times the noise of one "
+            f"aggregation over all {count * size} clients, a median or trimmed mean at most "
+            f"{price * MEDIAN_EFFICIENCY:.2f} times"
+        )
         lines = [
             f"{count} cohorts of {size} clients, drawn from a public random id; {len(self.cohorts)} are combined",
             "  - the server sees the sum of every cohort, not only their combination",
             "  - a client is in exactly one cohort of a round, so a round costs the epsilon of one cohort: "
             "more cohorts do not lower it",
-            f"  - each sum carries its own full noise: the plain mean has {price:.2f} times the noise of one "
-            f"aggregation over all {count * size} clients, a median or trimmed mean at most "
-            f"{price * MEDIAN_EFFICIENCY:.2f} times",
+            *([] if self.config.budget() is None else [noise]),
             f"  - at most {self.config.max_colluders} clients of each cohort work with the server: holds if at most "
             f"{self.colluders} of all do, except with probability 2^-{SECURITY} for each draw",
             "What follows holds for each cohort.",
@@ -249,8 +252,8 @@ class CohortSimulation:
         exact_sums: cohorts whose released sum was compared with the plain integer sum and found equal.
 
     Raises:
-        ValueError: the clients do not fill cohorts of that size, f is too large for their number, or clients have
-            weights: the means of all cohorts weigh the same.
+        ValueError: the clients do not fill cohorts of that size, f is too large for their number, clients have weights
+            (the means of all cohorts weigh the same), or the clip norm is adaptive.
         LedgerError: some ledgers are missing.
     """
 
@@ -274,10 +277,13 @@ class CohortSimulation:
             )
         if config.riders.weights is not None:
             raise ValueError("the means of all cohorts weigh the same: leave out the weights")
+        if config.adaptive is not None:
+            raise ValueError("all cohorts have one clip norm: an adaptive one would follow each cohort on its own")
         self.config = config
         self.exact_sums = 0
         self._bad = bad_cohorts
-        self._histories: dict[int, HistoryStore] = {client: MemoryHistory() for client in self._ids}
+        groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
+        self._histories: dict[int, HistoryStore] = {client: MemoryHistory(groups=groups) for client in self._ids}
         self._ledgers = _ledgers(config, self._ids, None if ledger_directory is None else Path(ledger_directory))
 
     def round(
@@ -350,7 +356,7 @@ class CohortSimulation:
             cohorts=tuple(done),
             aborted=tuple(aborted),
             survivors=frozenset[ClientId]().union(*(one.survivors for one in done)),
-            epsilon=math.inf if server is None else server.state().epsilon,
+            epsilon=max(one.epsilon for one in done) if server is None else server.state().epsilon,
             colluders=tolerated_colluders(len(self._ids), self._count, max_colluders=self.config.max_colluders),
             config=self.config,
         )

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dp import NoPrivacy, RecordLevel
+from dp import LocalRecordLevel, NoPrivacy, RecordLevel, local_epsilon, local_noise
 from protocols.primitives.packing import NATIVE_BITS
+from protocols.primitives.shamir import SHARE_BYTES
 
 from .riders import PrivateWeights
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from .config import AggregationConfig
 
 FLOAT32_BYTES = 4
+LAW_REASONS = {
+    "skellam": "shares add up to the same law: dropouts and colluders change the variance and nothing else",
+    "discrete_gaussian": "shares add up to nearly a discrete Gaussian; what the sum falls short of it is accounted",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +33,14 @@ class Explanation:
 
 def explain(config: AggregationConfig) -> list[Explanation]:
     """Every derived number with its reason, in reading order."""
-    return [*_protocol(config), *_privacy(config), *_cost(config)]
+    return [*_protocol(config), *_clipping(config), *_privacy(config), *_cost(config)]
 
 
 def _protocol(config: AggregationConfig) -> list[Explanation]:
     complete = config.degree == config.clients - 1
     holders = config.degree + 1
     kind = "native" if config.modulus_bits in NATIVE_BITS else "packed"
+    kept = config.encoder.first_clip(config.length) / config.encoder.clip_norm
     return [
         Explanation(
             name="degree",
@@ -63,8 +69,31 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
         Explanation(
             name="modulus_bits",
             value=config.modulus_bits,
-            reason=f"{kind} lanes; {config.needed_bits} bits would do for the largest sum"
-            + (" with noise at 7.5 standard deviations: the signal never wraps" if config.mechanism else ""),
+            reason=f"{kind} lanes; {config.needed_bits} bits would do for "
+            + (
+                "a rotated sum, whose coordinates are all alike"
+                if config.rotation
+                else "the largest sum"
+                + (" with noise at 7.5 standard deviations: the signal never wraps" if config.mechanism else "")
+            ),
+        ),
+        Explanation(
+            name="rotation",
+            value=config.rotation,
+            reason="updates are rotated at random before rounding, by a public seed of each round: "
+            f"{config.modulus_bits} bits could not hold one coordinate with all the weight"
+            if config.rotation
+            else f"not needed: {config.modulus_bits} bits hold the sum even if one coordinate carries all the weight",
+        ),
+        Explanation(
+            name="wrap_probability",
+            value=config.wrap_probability,
+            reason="bound for one coordinate in one round; a wrap costs accuracy, never privacy",
+        ),
+        Explanation(
+            name="expected_wraps",
+            value=config.expected_wraps,
+            reason=f"bound on the coordinates of one round that wrap, of {config.length}",
         ),
         Explanation(
             name="int_bound",
@@ -74,13 +103,44 @@ def _protocol(config: AggregationConfig) -> list[Explanation]:
                 "the largest that keeps the budget"
                 if config.mechanism
                 else "as fine as the ring allows for all clients"
-            ),
+            )
+            + f"; rounding needs room, so units beyond {kept:.1%} of clip_norm are shortened to that",
         ),
     ]
 
 
+def _clipping(config: AggregationConfig) -> list[Explanation]:
+    adaptive = config.adaptive
+    lines = [
+        Explanation(
+            name="clip_norm",
+            value=config.clip_norm,
+            reason="fixed L2 bound of one unit, in units of the update"
+            if adaptive is None
+            else f"of this round; it moves to where {adaptive.target_quantile:.0%} of updates are not clipped",
+        )
+    ]
+    if adaptive is not None:
+        lines += [
+            Explanation(
+                name="indicator",
+                value=config.indicator,
+                reason="share of int_bound given to the coordinate that says whether an update was clipped: "
+                f"the update keeps {math.sqrt(1 - config.indicator**2):.1%}, and the norm of both is what noise covers",
+            ),
+            Explanation(
+                name="count_stddev",
+                value=config.count_stddev,
+                reason=f"noise in the fraction of unclipped updates, of {config.clients} clients",
+            ),
+        ]
+    return lines
+
+
 def _privacy(config: AggregationConfig) -> list[Explanation]:
     mechanism, privacy = config.mechanism, config.privacy
+    if isinstance(privacy, LocalRecordLevel):
+        return _local(config, privacy)
     if mechanism is None or isinstance(privacy, NoPrivacy):
         return [
             Explanation(
@@ -91,10 +151,12 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
         ]
     honest = config.min_survivors - config.max_colluders
     lines = [
+        Explanation(name="noise_law", value=mechanism.law, reason=LAW_REASONS[mechanism.law]),
+        Explanation(name="dropout_noise", value=config.dropout_noise, reason=_dropout_noise(config)),
         Explanation(
             name="share_stddev",
             value=math.sqrt(mechanism.share_variance),
-            reason="standard deviation of each client's Skellam share, in integer steps",
+            reason="standard deviation of each client's noise share, in integer steps",
         ),
         Explanation(
             name="noise_multiplier",
@@ -129,7 +191,7 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
     riders = config.riders
     if riders.count:
         divisor = riders.least_divisor(config.denominator(config.min_survivors))
-        noise = config.noise_stddev(config.min_survivors) / riders.unit(privacy.clip_norm) / divisor
+        noise = config.noise_stddev(config.min_survivors) / riders.unit(config.clip_norm) / divisor
         lines.append(
             Explanation(
                 name="rider_noise",
@@ -148,6 +210,43 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
         )
     )
     return lines
+
+
+def _local(config: AggregationConfig, privacy: LocalRecordLevel) -> list[Explanation]:
+    noise = local_noise(privacy, dimension=config.layout.length)
+    return [
+        Explanation(
+            name="noise_multiplier",
+            value=noise.noise_multiplier,
+            reason="noise of one client's local step over record_clip_norm: all of it is its own, others add nothing",
+        ),
+        Explanation(
+            name="denominator",
+            value=privacy.sampling_rate * privacy.records,
+            reason="public: sampling_rate x records of one client; a realised batch size would be a release of its own",
+        ),
+        Explanation(
+            name="ladder.local_only",
+            value=local_epsilon(privacy, dimension=config.layout.length, rounds=privacy.rounds),
+            reason=f"epsilon of one client's records after {privacy.rounds} rounds of {privacy.local_steps} steps, "
+            "with no trust in anyone",
+        ),
+    ]
+
+
+def _dropout_noise(config: AggregationConfig) -> str:
+    """What the choice costs: in noise, or in bytes and draws."""
+    if not config.removable:
+        return (
+            f"every client adds its share of what {config.min_survivors} survivors need: if all {config.clients} stay, "
+            f"the sum has {config.clients / config.min_survivors:.2f} x that variance"
+        )
+    shares, everybody = SHARE_BYTES * config.removable * config.degree, SHARE_BYTES * config.clients
+    return (
+        f"every accepted sum has the variance that {config.min_survivors} survivors need. It costs each client about "
+        f"{shares + everybody} bytes and {config.removable + 1} noise vectors instead of 1, and the server up to "
+        f"{config.removable * config.clients} noise vectors if nobody drops out"
+    )
 
 
 def _cost(config: AggregationConfig) -> list[Explanation]:

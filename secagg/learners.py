@@ -2,6 +2,7 @@
 
 - `FederatedAveraging`: local epochs at the clients, whose difference to the round's model is the update.
 - `FederatedSgd`: per-record gradients at the clients, the optimizer at the server.
+- `LocalPrivateSgd`: DP-SGD at the clients, whose budgets are their own; the difference is the update.
 
 `update` runs at a client, `step` at the server. `state` is what the server must keep between rounds beside the model;
 `restore` puts it back after a crash. Clients keep nothing from one round to the next.
@@ -9,20 +10,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import RecordLevel
+from dp import LocalRecordLevel, PrivacyBudget, PrivacyLedger, RecordLevel, local_noise, planned_budget
 
 from .adapters.torch import load_parameters, parameters_of
 from .config import AggregationConfig
 from .pipeline import Update
 from .riders import Contribution, PrivateWeights
 from .server import AggregationResult
+from .simulation import Simulation
 
 try:
     import torch
@@ -35,7 +39,36 @@ Arrays = dict[str, NDArray[np.floating]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class FederatedAveraging:
+class Learner(ABC):
+    """A way to learn: what a client sends, and what the server makes of the mean."""
+
+    @abstractmethod
+    def update(self, client: int, start: Arrays) -> Update:
+        """What a client contributes to a round that starts from the model `start`."""
+
+    def step(self, state: Arrays, result: AggregationResult) -> Arrays:
+        """The next model: the mean difference is added."""
+        return {name: array + result.mean[name] for name, array in state.items()}
+
+    def state(self) -> Arrays:
+        """What the server remembers beside the model: nothing, if it only adds."""
+        return {}
+
+    def restore(self, saved: Mapping[str, NDArray[np.floating]], state: Arrays) -> None:  # noqa: B027 - it may be nothing
+        """Puts back what `state` gave, for the model that has the parameters `state`."""
+
+    @property
+    def ledgers(self) -> dict[str, PrivacyLedger]:
+        """Ledgers beside those of the rounds, by the names of their files."""
+        return {}
+
+    def close(self) -> None:
+        """Closes these ledgers."""
+        for ledger in self.ledgers.values():
+            ledger.close()
+
+
+class FederatedAveraging(Learner):
     """Local SGD at the clients; the server adds the mean difference."""
 
     def __init__(
@@ -82,19 +115,8 @@ class FederatedAveraging:
             metrics=dict.fromkeys(self._named, total / seen),
         )
 
-    def step(self, state: Arrays, result: AggregationResult) -> Arrays:
-        """The next model."""
-        return {name: array + result.mean[name] for name, array in state.items()}
 
-    def state(self) -> Arrays:
-        """Nothing: the server adds, and remembers no step."""
-        return {}
-
-    def restore(self, saved: Mapping[str, NDArray[np.floating]], state: Arrays) -> None:
-        """Nothing to put back."""
-
-
-class FederatedSgd:
+class FederatedSgd(Learner):
     """One private gradient step: per-record gradients at the clients, the optimizer at the server."""
 
     def __init__(
@@ -106,6 +128,7 @@ class FederatedSgd:
         momentum: float,
         loss: Loss,
         model: nn.Module,
+        simulation: Simulation,
     ) -> None:
         from dp.record_level import SecurePrivacyEngine
 
@@ -114,31 +137,36 @@ class FederatedSgd:
         trained, agreed = list(parameters_of(model)), [entry.name for entry in config.layout.entries]
         if trained != agreed:
             raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
-        self._loss = loss
         self._model = model
+        self._simulation = simulation
         self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
-        self._parties = {}
+        self._parties: dict[int, tuple[Any, ...]] = {}
         for client, data in clients.items():
             own = model_fn()
-            module, optimizer, loader = SecurePrivacyEngine().make_private(
+            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
                 module=own,
                 optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
                 data_loader=DataLoader(data),
                 unit=config.privacy,
                 mechanism=config.mechanism,
                 loss_reduction="sum",
+                criterion=loss if config.privacy.rounding == "sum" else None,
+                grad_sample_mode="ghost" if config.privacy.rounding == "sum" else "hooks",
             )
-            self._parties[client] = (own, module, optimizer, _forever(loader))
+            module, optimizer, *criterion, loader = made
+            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
 
     def update(self, client: int, start: Arrays) -> Update:
         """The client's noised sum of clipped per-record gradients on one secret batch."""
-        own, module, optimizer, batches = self._parties[client]
+        own, module, optimizer, loss, batches = self._parties[client]
         optimizer.abandon()
+        optimizer.rotate(self._simulation.seed if self._simulation.config.rotation else b"")
         load_parameters(own, start)
         features, targets = next(batches)
         if len(targets):
-            torch.autograd.backward(self._loss(module(features), targets))
-        return optimizer.contribution()
+            loss(module(features), targets).backward()
+        contribution: Update = optimizer.contribution()
+        return contribution
 
     def step(self, state: Arrays, result: AggregationResult) -> Arrays:
         """The next model: the server's optimizer on the noised mean gradient."""
@@ -162,6 +190,73 @@ class FederatedSgd:
         for name, parameter in self._model.named_parameters():
             if name in saved:
                 self._optimizer.state[parameter]["momentum_buffer"] = torch.from_numpy(saved[name].copy())
+
+
+class LocalPrivateSgd(Learner):
+    """Local DP-SGD at the clients, whose budgets are their own; the server adds the mean difference."""
+
+    def __init__(
+        self,
+        model_fn: Callable[[], nn.Module],
+        clients: Mapping[int, Dataset[Any]],
+        unit: LocalRecordLevel,
+        learning_rate: float,
+        momentum: float,
+        loss: Loss,
+        ledger_directory: str | Path | None,
+    ) -> None:
+        from dp.record_level import SecurePrivacyEngine
+
+        self._steps = unit.local_steps
+        self._parties: dict[int, tuple[Any, ...]] = {}
+        for client, data in clients.items():
+            own = model_fn()
+            trained = sum(parameter.numel() for parameter in own.parameters() if parameter.requires_grad)
+            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
+                module=own,
+                optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
+                data_loader=DataLoader(data),
+                unit=unit,
+                ledger=_local_ledger(
+                    ledger_directory, client, planned_budget(unit, local_noise(unit, dimension=trained))
+                ),
+                loss_reduction="sum",
+                criterion=loss if unit.rounding == "sum" else None,
+                grad_sample_mode="ghost" if unit.rounding == "sum" else "hooks",
+            )
+            module, optimizer, *criterion, loader = made
+            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
+
+    def update(self, client: int, start: Arrays) -> Update:
+        """The client's difference to the round's model after its private steps."""
+        own, module, optimizer, loss, batches = self._parties[client]
+        optimizer.abandon()
+        optimizer.original_optimizer.state.clear()
+        load_parameters(own, start)
+        optimizer.start_update()
+        for _ in range(self._steps):
+            features, targets = next(batches)
+            if len(targets):
+                loss(module(features), targets).backward()
+            optimizer.step()
+        update: Update = optimizer.local_update(own)
+        return update
+
+    @property
+    def ledgers(self) -> dict[str, PrivacyLedger]:
+        """The clients' ledgers, by the names of their files."""
+        return {f"steps-{client}": optimizer.ledger for client, (_, _, optimizer, *_) in self._parties.items()}
+
+
+def _local_ledger(directory: str | Path | None, client: int, budget: PrivacyBudget) -> PrivacyLedger:
+    """A client's own ledger: continued if there is one, else begun."""
+    if directory is None:
+        return PrivacyLedger.create(":memory:", budget=budget)
+    path = Path(directory) / f"steps-{client}.ledger"
+    if path.exists():
+        return PrivacyLedger.open(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return PrivacyLedger.create(path, budget=budget)
 
 
 def _forever(batches: Iterable[Any]) -> Iterator[Any]:

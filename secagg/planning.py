@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dp import NoPrivacy
-from dp.accounting import epsilon
+from dp import LocalRecordLevel, NoPrivacy
+from dp.accounting import DiscreteGaussianEvent, SkellamEvent, epsilon
 from protocols.graph import CORRECTNESS
 
 from .cohorts import MEDIAN_EFFICIENCY, tolerated_colluders
@@ -146,11 +146,17 @@ def plan_population(
 
 def _price(config: AggregationConfig, cohorts: int) -> list[tuple[str, object, str]]:
     mechanism, privacy = config.mechanism, config.privacy
-    if mechanism is None or isinstance(privacy, NoPrivacy):
+    if mechanism is None or isinstance(privacy, NoPrivacy | LocalRecordLevel):
         return []
     price = math.sqrt(cohorts)
-    event = mechanism.event(survivors=config.min_survivors)
-    alone = epsilon({replace(event, variance=event.variance * cohorts): privacy.rounds}, delta=privacy.delta)
+    match mechanism.event(survivors=config.min_survivors):
+        case SkellamEvent() as event:
+            alone = epsilon({replace(event, variance=event.variance * cohorts): privacy.rounds}, delta=privacy.delta)
+        case DiscreteGaussianEvent() as event:
+            quieter = replace(event, share_variance=event.share_variance * cohorts)
+            alone = epsilon({quieter: privacy.rounds}, delta=privacy.delta)
+        case event:
+            raise ValueError(f"no price is known for {type(event).__name__}")
     return [
         ("noise_factor", price, "noise of the cohorts' plain mean over that of one aggregation at the same epsilon"),
         ("noise_factor_median", price * MEDIAN_EFFICIENCY, "at most this with a median or trimmed mean instead"),

@@ -23,7 +23,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation
+from dp import EpsilonLadder, LocalRecordLevel, NoPrivacy, PrivacyLedger, Reservation
 from dp.samplers import Int64Vector
 from protocols import (
     AggregateReady,
@@ -56,13 +56,17 @@ class AggregationResult:
         mean: the named arrays of the survivors' (weighted) mean, noised if the configuration says so.
         weight: the sum of the survivors' weights, noised if they are private; None without weights.
         metrics: the (weighted) mean of each agreed metric, noised likewise.
-        total: int64[config.length], the integer sum it all was decoded from.
+        total: int64[config.length], the integer sum it all was decoded from; rotated, if `config.rotation`.
+        near_limit: coordinates of `total` beyond three quarters of the ring's range. A few mean nothing; many warn that
+            sums wrap, which nothing else shows: then take more bits or fewer units.
+        unclipped: noised fraction of updates that were not clipped; None unless the clip norm is adaptive.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
-            that were verified. Infinity without privacy.
+            that were verified. Infinity without privacy. With `LocalRecordLevel` the budget that every client keeps on
+            its own, over all its rounds: it does not depend on this one.
         ladder: epsilon of this round alone, under falling trust; None without privacy.
         transcript: SHA-256 over the round, its clients and its sum.
-        config: what was agreed.
+        config: what was agreed; with an adaptive clip norm, for this round.
         missing: for each phase how many of the clients that it waited for stayed silent.
         seconds: for each phase its time on the clock, from the end of the one before it.
         bytes_up: of all messages that reached the server, refused ones too.
@@ -72,6 +76,8 @@ class AggregationResult:
     weight: float | None
     metrics: dict[str, float]
     total: Int64Vector
+    near_limit: int
+    unclipped: float | None
     survivors: frozenset[ClientId]
     epsilon: float
     ladder: EpsilonLadder | None
@@ -89,6 +95,9 @@ class AggregationResult:
         """The statement and the round's facts in plain types (epsilon may be infinite); without the vectors."""
         return {
             "survivors": sorted(self.survivors),
+            "near_limit": self.near_limit,
+            "clip_norm": self.config.clip_norm,
+            "unclipped": self.unclipped,
             "dropouts": self.config.clients - len(self.survivors),
             "missing": {phase.value: count for phase, count in self.missing.items()},
             "seconds": {phase.value: seconds for phase, seconds in self.seconds.items()},
@@ -107,6 +116,8 @@ ServerEvent = Event | AggregationResult
 
 class Server:
     """The aggregating server, over all its rounds.
+
+    With `AdaptiveClipping`, `config` is that of the next round: tell its `clip_norm` to the clients, with the model.
 
     Args:
         config: what was agreed with the clients.
@@ -135,6 +146,7 @@ class Server:
         self.ledger = agreed_ledger(ledger, config)
         self._map = map or threaded_map
         self._session: PairwiseServer | None = None
+        self._seed = b""
         self._reservation: Reservation | None = None
         self._unmasking = False
         self._missing: dict[Phase, int] = {}
@@ -146,6 +158,11 @@ class Server:
     def phase(self) -> Phase:
         """Where the present round stands."""
         return Phase.READY if self._session is None else self._session.phase
+
+    @property
+    def seed(self) -> bytes:
+        """The public seed of the present or last round's rotation."""
+        return self._seed
 
     @property
     def waiting_for(self) -> frozenset[ClientId]:
@@ -186,6 +203,7 @@ class Server:
         if self.ledger is not None and self.config.mechanism is not None:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(round_id))
+        self._seed = self.config.round_seed(round_id=round_id, model=round_config.model)
         self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
         context = round_context(round_config, self._roster)
         invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
@@ -238,8 +256,8 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        released = finish(ready.vector, config, survivors=ready.survivors)
-        spent, rungs = math.inf, None
+        released = finish(ready.vector, config, survivors=ready.survivors, removed=ready.removed, seed=self._seed)
+        spent, rungs = (config.privacy.epsilon if isinstance(config.privacy, LocalRecordLevel) else math.inf), None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
             rungs = config.ladder(survivors=survivors, rounds=1)
@@ -248,11 +266,15 @@ class Server:
                 spent = self.ledger.state().epsilon
         self._reservation = None
         self._unmasking = False
+        if released.unclipped is not None:
+            self.config = config.with_clip_norm(config.next_clip_norm(released.unclipped))
         return AggregationResult(
             mean=released.mean,
             weight=released.weight,
             metrics=released.metrics,
             total=released.total,
+            near_limit=released.near_limit,
+            unclipped=released.unclipped,
             survivors=ready.survivors,
             epsilon=spent,
             ladder=rungs,

@@ -52,14 +52,23 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
 
 
 class ObservedClient(Client):
-    """A client whose unmasked vector the simulation keeps, to compare sums."""
+    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is added."""
 
-    prepared: UInt32Vector
+    prepared: UInt32Vector | None = None
+    seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
         """As its parent does, and remembers the result."""
-        self.prepared = super().prepare(update)
-        return self.prepared
+        if self.config.removable:
+            self.seeds = self._live().removable_seeds
+        self.prepared = prepared = super().prepare(update)
+        return prepared
+
+    def add_prepared(self, total: UInt32Vector) -> None:
+        """Adds the vector to a sum, and forgets it."""
+        if self.prepared is not None:
+            np.add(total, self.prepared, out=total)
+        self.prepared = None
 
 
 class Simulation:
@@ -93,6 +102,7 @@ class Simulation:
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
+        self._groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
             client: self.client_type(
                 config,
@@ -156,12 +166,15 @@ class Simulation:
                             tap(client, server.phase, data)
                         accepted = not server.receive(client, data)
                         if accepted and server.phase is Phase.MASKED_INPUT:
-                            np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
+                            self._clients[client].add_prepared(plain_sum)
+
+        def begin(client: Client, invitation: bytes) -> list[Event]:
+            return client.begin(invitation, model=model, clip_norm=server.config.clip_norm)
 
         try:
             for message in server.begin(model):
                 if message.to is not None:
-                    deliver(message.to, partial(self._clients[message.to].begin, message.data, model=model))
+                    deliver(message.to, partial(begin, self._clients[message.to], message.data))
             while True:
                 for event in server.close_phase():
                     match event:
@@ -188,6 +201,11 @@ class Simulation:
         parties |= {f"client-{client}": party.ledger for client, party in self._clients.items()}
         return {name: ledger for name, ledger in parties.items() if ledger is not None}
 
+    @property
+    def seed(self) -> bytes:
+        """The public seed of the present or last round's rotation, for clients that rotate by themselves."""
+        return self._server.seed
+
     def close(self) -> None:
         """Closes all ledgers."""
         for ledger in self.ledgers.values():
@@ -196,13 +214,16 @@ class Simulation:
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
         words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
-        plain = finish(words, self.config, survivors=result.survivors)
+        dropouts = self.config.clients - len(result.survivors)
+        removed = {client: self._clients[client].seeds[dropouts:] for client in result.survivors}
+        seed = self._server.seed
+        plain = finish(words, self.config, survivors=result.survivors, removed=removed, seed=seed)
         if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 
     def _history(self, client: ClientId) -> HistoryStore:
-        return MemoryHistory()
+        return MemoryHistory(groups=self._groups)
 
     def _ledger(self, name: str) -> PrivacyLedger | None:
         budget = self.config.budget()

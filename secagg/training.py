@@ -4,6 +4,7 @@ What a client does in step 2 follows from the privacy unit:
 
 - `RecordLevel`: one step of federated SGD. Opacus computes per-record gradients on a secret Poisson batch; each is
   clipped and rounded on its own, noise is added, and the server's optimizer steps on the noised mean gradient.
+- `LocalRecordLevel`: a few steps of DP-SGD, each with all its noise; the difference is the update.
 - `ClientLevel`, `NoPrivacy`: any number of local epochs (FedAvg, McMahan et al., AISTATS 2017); the difference to the
   round's model is the update. With `PrivateWeights` each update weighs as much as its client has records, which rides
   masked; else all weigh the same, or as the public weights say. A metric named "loss" is the mean loss over local
@@ -27,14 +28,22 @@ from typing import Any
 
 import numpy as np
 
-from dp import BudgetExceededError, LedgerError, PrivacyError, RecordLevel
+from dp import (
+    BudgetExceededError,
+    LedgerError,
+    LocalRecordLevel,
+    PrivacyError,
+    RecordLevel,
+    local_noise,
+    planned_budget,
+)
 from protocols import ProtocolError
 
 from .adapters.torch import load_parameters, parameters_of
 from .callbacks import AbortRecord, AnyCallback, Callbacks, RoundRecord
 from .checkpoint import Checkpoint, Saved, enrol, has_ledgers, settle
 from .config import AggregationConfig
-from .learners import Arrays, FederatedAveraging, FederatedSgd, Loss
+from .learners import Arrays, FederatedAveraging, FederatedSgd, Learner, LocalPrivateSgd, Loss
 from .server import AggregationResult
 from .simulation import DropPlan, Simulation, Tap
 from .statement import statement
@@ -101,8 +110,8 @@ def train(
         rounds: how many rounds; with privacy at most the rounds that the budget was planned for.
         learning_rate: of the server's SGD for `RecordLevel`, of the clients' local SGD otherwise.
         momentum: of the same optimizer.
-        local_epochs: passes over the local data in a round; not used for `RecordLevel`.
-        batch_size: of local training; for `RecordLevel` batches are Poisson draws at the unit's rate.
+        local_epochs: passes over the local data in a round; not used for units of records.
+        batch_size: of local training; for units of records batches are Poisson draws at the unit's rate.
         loss: `loss(outputs, targets)`, summed over the records.
         evaluate: a score of the model after each round, on public data.
         drop: who falls silent in a given round (numbered from 1).
@@ -134,30 +143,36 @@ def train(
     model = model_fn()
     state = parameters_of(model)
     simulation = Simulation(config, clients=clients, ledger_directory=ledger_directory)
+    learner: Learner | None = None
     try:
-        server: FederatedSgd | FederatedAveraging
         if isinstance(config.privacy, RecordLevel):
-            server = FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model)
+            learner = FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model, simulation)
+        elif isinstance(config.privacy, LocalRecordLevel):
+            learner = LocalPrivateSgd(
+                model_fn, clients, config.privacy, learning_rate, momentum, loss, ledger_directory
+            )
         else:
-            server = FederatedAveraging(
+            learner = FederatedAveraging(
                 model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss
             )
+        ledgers = simulation.ledgers | learner.ledgers
         average: Arrays = {name: np.zeros(array.shape) for name, array in state.items()}
         records: list[RoundRecord] = []
         result: AggregationResult | None = None
         if store is not None:
-            settle(saved, simulation.ledgers)
+            settle(saved, ledgers)
         if saved is not None:
             state, average = dict(saved.groups["model"]), dict(saved.groups["average"])
-            server.restore(saved.groups["optimizer"], state)
+            learner.restore(saved.groups["optimizer"], state)
             load_parameters(model, state)
+            simulation.server.config = config.with_clip_norm(saved.clip_norm)
             records, simulation.exact_sums = list(saved.records), saved.exact_sums
         averaged_from = rounds // 2
         for number in range(len(records) + 1, rounds + 1):
             try:
                 # 2. and 3. Train locally and send: each client is asked when the protocol is ready for its update.
                 result = simulation.round(
-                    partial(server.update, start=state),
+                    partial(learner.update, start=state),
                     drop=() if drop is None else drop(number),
                     model=state,
                     tap=tap,
@@ -169,7 +184,7 @@ def train(
                 told.on_abort(error, _aborted(number, simulation))
                 raise
             # 4. and 5. The protocol has aggregated; the server updates the model.
-            state = server.step(state, result)
+            state = learner.step(state, result)
             load_parameters(model, state)
             if number > averaged_from:
                 for name, array in state.items():
@@ -180,13 +195,16 @@ def train(
                     Saved(
                         records=tuple(records),
                         exact_sums=simulation.exact_sums,
-                        groups={"model": state, "average": average, "optimizer": server.state()},
-                        heads={name: ledger.head for name, ledger in simulation.ledgers.items()},
+                        groups={"model": state, "average": average, "optimizer": learner.state()},
+                        heads={name: ledger.head for name, ledger in ledgers.items()},
+                        clip_norm=simulation.server.config.clip_norm,
                     )
                 )
             told.on_round_end(records[-1])
     finally:
         simulation.close()
+        if learner is not None:
+            learner.close()
     load_parameters(model, {name: array.astype(state[name].dtype) for name, array in average.items()})
     return TrainingResult(
         model=model, rounds=tuple(records), exact_sums=simulation.exact_sums, last=result, config=config
@@ -202,14 +220,17 @@ def _ledgers(
 ) -> Path:
     """The folder of a resumable run's ledgers, which all exist afterwards; new ones only for a new run."""
     folder = store.ledgers if directory is None else Path(directory)
-    budget = config.budget()
+    names, budget = ["server", *(f"client-{client}" for client in sorted(clients))], config.budget()
+    if isinstance(config.privacy, LocalRecordLevel):
+        names = [f"steps-{client}" for client in sorted(clients)]
+        budget = planned_budget(config.privacy, local_noise(config.privacy, dimension=config.layout.length))
     if budget is None:
         return folder
     if saved is not None and not has_ledgers(folder):
         raise LedgerError(
             f"the ledgers in {folder} are missing: restore those of this run, new ones would forget what was spent"
         )
-    enrol(folder, ("server", *(f"client-{client}" for client in sorted(clients))), budget=budget)
+    enrol(folder, names, budget=budget)
     return folder
 
 
@@ -224,7 +245,8 @@ def _finished(number: int, result: AggregationResult, simulation: Simulation, sc
         seconds=result.seconds,
         bytes_up=result.bytes_up,
         epsilon=result.epsilon,
-        delta=None if spent is None else spent.delta,
+        clip_norm=result.config.clip_norm,
+        delta=getattr(result.config.privacy, "delta", None),
         budget_fraction=None if spent is None else spent.filter_spent / spent.filter_limit,
         score=score,
         riders=result.metrics,
@@ -232,12 +254,13 @@ def _finished(number: int, result: AggregationResult, simulation: Simulation, sc
 
 
 def _aborted(number: int, simulation: Simulation) -> AbortRecord:
-    server = simulation.server
+    server, privacy = simulation.server, simulation.config.privacy
+    own = privacy.epsilon if isinstance(privacy, LocalRecordLevel) else math.inf
     return AbortRecord(
         round=number,
         phase=next(reversed(list(server.missing)), None),
         missing=dict(server.missing),
         seconds=dict(server.seconds),
         bytes_up=server.bytes_up,
-        epsilon=math.inf if server.ledger is None else server.ledger.state().epsilon,
+        epsilon=own if server.ledger is None else server.ledger.state().epsilon,
     )

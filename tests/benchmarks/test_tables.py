@@ -60,7 +60,7 @@ def test_saved_results_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert any(row[:5] == ["| 6", "5", "1", "500", "16"] for row in rows)
     assert sum("growth" in row for row in rows) == 1
-    assert all(len(row) in (2, 11, 18) for row in rows)
+    assert all(len(row) in (2, 15, 18) for row in rows)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "Name", "-x"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import learners, utility
+from benchmarks import learners, strategies, utility
 from benchmarks.__main__ import main
 from benchmarks.learners import Network
+from benchmarks.strategies import Strategy
 from dp import poisson_draw
 from secagg.datasets import load_breast_cancer
 
@@ -100,3 +103,54 @@ def test_a_small_run_writes_every_cell(capsys: pytest.CaptureFixture[str], monke
     assert set(row) == {"central", "local", *map(str, utility.BITS)}
     assert 0 < row["32"]["mean"] <= 100
     assert main(["utility", "--seeds", "2"]) == 2
+
+
+class TestStrategies:
+    """FedAvg is the plain mean of models; what else is sent fits the same sum."""
+
+    CLIENTS = tuple(load_breast_cancer().take(np.arange(start, start + 60)) for start in (0, 60, 120, 180))
+    NETWORK = Network(30, 2, 4)
+
+    def trained(self, strategy: Strategy, **other: Any) -> Any:
+        rng = np.random.default_rng(2)
+        return strategies.train(self.NETWORK, self.CLIENTS, strategy, rounds=2, rng=rng, **other)
+
+    def test_fedavg_is_the_mean_of_local_models(self) -> None:
+        rng = np.random.default_rng(2)
+        model = self.NETWORK.start(rng)
+        for _ in range(2):
+            local = [
+                learners.local_sgd(self.NETWORK, model, client, epochs=1, rate=0.1, rng=rng) for client in self.CLIENTS
+            ]
+            model = np.mean(local, axis=0)
+        np.testing.assert_allclose(self.trained(Strategy()).models[0], model, atol=1e-5)
+
+    def test_a_strong_pull_keeps_the_model_where_it_is(self) -> None:
+        start = self.NETWORK.start(np.random.default_rng(2))
+        free, pulled = self.trained(Strategy(epochs=10)), self.trained(Strategy(epochs=10, proximal=3.0))
+        assert np.linalg.norm(pulled.models[0] - start) < 0.6 * np.linalg.norm(free.models[0] - start)
+
+    def test_controls_double_what_is_sent_and_heads_halve_it(self) -> None:
+        plain, controls, personal = (
+            self.trained(strategy) for strategy in (Strategy(), Strategy(controls=True), Strategy(personal=True))
+        )
+        assert controls.bytes_up == 2 * plain.bytes_up
+        assert plain.bytes_up == 2 * 4 * self.NETWORK.length
+        assert personal.bytes_up == 2 * 4 * (self.NETWORK.length - 10)
+        heads = [model[-10:] for model in personal.models]
+        assert not np.allclose(heads[0], heads[1])
+        np.testing.assert_array_equal(personal.models[0][:-10], personal.models[1][:-10])
+
+    def test_a_quarter_of_the_coordinates_is_a_quarter_of_the_bytes(self) -> None:
+        sketched = self.trained(Strategy(), keep=0.25)
+        assert sketched.bytes_up == 2 * 4 * math.ceil(0.25 * self.NETWORK.length)
+        assert self.trained(Strategy(), bits=16).bytes_up == 2 * 2 * self.NETWORK.length
+
+
+@pytest.mark.parametrize("name", ["heterogeneity", "communication"])
+def test_small_runs_of_the_others(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--smoke", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    row = facts["alphas"]["0.5"] if name == "heterogeneity" else facts["ways"]
+    assert len(row) == (5 if name == "heterogeneity" else 2)
+    assert main([name, "--seeds", "1"]) == 2

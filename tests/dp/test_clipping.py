@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dp.clipping import clip_by_l2
+from dp.clipping import AdaptiveClipping, clip_by_l2, with_indicator
 from dp.errors import UnsafeUpdateError
 
 finite_vectors = arrays(
@@ -115,3 +115,65 @@ def test_anything_but_a_float_vector_is_refused(update):
 def test_clip_norm_must_be_positive_and_finite(clip_norm):
     with pytest.raises(ValueError, match="clip_norm"):
         clip_by_l2(np.ones(2), clip_norm=clip_norm)
+
+
+# A norm that follows the updates
+
+
+@given(finite_vectors, st.floats(1e-100, 1e100), st.floats(1e-100, 1e100))
+def test_the_indicator_says_whether_the_clip_did_anything(update, clip_norm, indicator):
+    vector = with_indicator(update, clip_norm=clip_norm, indicator=indicator)
+    assert np.array_equal(vector[:-1], clip_by_l2(update, clip_norm=clip_norm))
+    assert vector[-1] == (indicator if np.array_equal(vector[:-1], update) else -indicator)
+    longer = Fraction(clip_norm) ** 2 * (1 + Fraction(1, 10**9))
+    if squared_norm(update) > longer:
+        assert vector[-1] == -indicator
+    assert squared_norm(vector) <= longer + Fraction(indicator) ** 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_indicator_hides_nothing_that_is_not_finite(bad):
+    with pytest.raises(UnsafeUpdateError, match="nan or infinity"):
+        with_indicator(np.array([1.0, bad]), clip_norm=1.0, indicator=0.1)
+
+
+@pytest.mark.parametrize("indicator", [-0.1, 0.0, math.inf, math.nan])
+def test_an_indicator_out_of_range_is_refused(indicator):
+    with pytest.raises(ValueError, match="indicator"):
+        with_indicator(np.ones(2), clip_norm=1.0, indicator=indicator)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(-5, 5), st.floats(0.01, 0.99), st.floats(0.01, 1.0))
+def test_too_many_clipped_widen_the_norm_and_too_few_narrow_it(clip_norm, unclipped, quantile, rate):
+    rule = AdaptiveClipping(initial=1.0, target_quantile=quantile, learning_rate=rate)
+    after = rule.following(clip_norm, unclipped=unclipped)
+    assert after == pytest.approx(clip_norm * math.exp(-rate * (np.clip(unclipped, 0, 1) - quantile)), rel=1e-12)
+    if abs(unclipped - quantile) > 1e-9:
+        assert (after > clip_norm) == (unclipped < quantile)
+
+
+@given(st.lists(st.floats(-1, 2), max_size=40), st.floats(0.01, 0.99), st.floats(0.01, 1.0))
+def test_no_course_leaves_the_bounds_and_the_extreme_one_meets_them(course, quantile, rate):
+    rule = AdaptiveClipping(initial=3.0, target_quantile=quantile, learning_rate=rate)
+    low, high = rule.bounds(len(course))
+    norm = 3.0
+    for unclipped in course:
+        norm = rule.following(norm, unclipped=unclipped)
+    assert low <= norm <= high
+    extreme = 3.0
+    for _ in course:
+        extreme = rule.following(extreme, unclipped=0.0 if quantile >= 0.5 else 1.0)
+    assert max(extreme / 3.0, 3.0 / extreme) == pytest.approx(high / 3.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("initial", value) for value in (0.0, -1.0, math.nan, math.inf)),
+        *(("target_quantile", value) for value in (0.0, 1.0, -0.5, math.nan)),
+        *(("learning_rate", value) for value in (0.0, 1.5, -1.0, math.nan)),
+    ],
+)
+def test_a_rule_out_of_range_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        AdaptiveClipping(**{"initial": 1.0, name: value})

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dp.encoding import MAX_INT_BOUND, IntegerEncoder, from_ring, lower_norm, required_bits, to_ring
+from dp.encoding import MAX_INT_BOUND, IntegerEncoder, coarsest_int_bound, from_ring, lower_norm, required_bits, to_ring
 from dp.errors import CapacityError, UnsafeUpdateError
 from dp.samplers import RandomBytes
 
@@ -113,7 +113,7 @@ def test_lowering_ends_within_the_bound_and_only_shortens(integers, bound):
 
 @pytest.mark.parametrize("length", [1, 2, 16, 17, 1000, 65_537])
 def test_the_smallest_bound_works_and_the_next_smaller_one_is_refused_by_name(length):
-    needed = smallest_bound(length)
+    needed = coarsest_int_bound(length)
     update = np.linspace(-1.0, 1.0, length)
     assert (
         squared_norm(IntegerEncoder(clip_norm=1.0, int_bound=needed).encode(update, rand=fixed_stream())) <= needed**2
@@ -123,6 +123,30 @@ def test_the_smallest_bound_works_and_the_next_smaller_one_is_refused_by_name(le
         small.encode(update, rand=fixed_stream())
     with pytest.raises(CapacityError, match=rf"at least {needed} is needed"):
         small.encode_records(np.zeros((0, length)), rand=fixed_stream())
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 100, 1000, 65_537, 1_000_003])
+def test_the_coarsest_bound_keeps_nine_tenths_of_the_clip(length):
+    coarsest = coarsest_int_bound(length)
+    assert coarsest <= smallest_bound(length)
+    kept = IntegerEncoder(clip_norm=3.0, int_bound=coarsest).first_clip(length) / 3.0
+    less = IntegerEncoder(clip_norm=3.0, int_bound=coarsest - 1).first_clip(length) / 3.0
+    assert kept >= 0.9 or coarsest == smallest_bound(length)
+    assert less < 0.9
+    assert coarsest < 1.25 * math.sqrt(length) + 50
+
+
+@pytest.mark.parametrize("length", [1000, 100_000])
+def test_coarse_steps_narrow_the_clip_and_bias_nothing_inside(length):
+    """The mean over many codings of an update at the narrowed clip is that update."""
+    bound, rounds = coarsest_int_bound(length), 50
+    encoder = IntegerEncoder(clip_norm=1.0, int_bound=bound)
+    update = np.random.default_rng(length).normal(size=length)
+    update *= 0.999 * encoder.first_clip(length) / np.linalg.norm(update)
+    total = sum(encoder.encode(update, rand=fixed_stream(key)) for key in range(rounds))
+    # Rounding errors are independent: sqrt(d / 4) per coding, against a shift along the update itself.
+    shift = float(np.dot(total / rounds * (1.0 / bound) - update, update)) / np.dot(update, update)
+    assert abs(shift) < 5 * 0.5 / bound / np.linalg.norm(update) / math.sqrt(rounds)
 
 
 def test_one_coordinate_uses_most_of_a_small_bound():

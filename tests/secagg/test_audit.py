@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import secagg
 from dp import from_ring, secure_random
-from secagg import AggregationConfig, ClientLevel, NoPrivacy, RecordLevel
+from secagg import AdaptiveClipping, AggregationConfig, ClientLevel, NoPrivacy, RecordLevel
 from secagg.audit import audit_privacy, canary, honest_path, nothing, with_length
 from secagg.audit_defects import DEFECTS, Defect, defects_of
 
@@ -22,10 +23,10 @@ def silo(privacy: Any, **other: Any) -> AggregationConfig:
     return AggregationConfig.cross_silo(like={"w": np.zeros(300)}, privacy=privacy, **arguments)
 
 
-@pytest.mark.parametrize("privacy", [CLIENT, RECORD], ids=["client", "record"])
-def test_the_shipped_path_passes(privacy: Any) -> None:
+@pytest.mark.parametrize(("privacy", "law"), [(CLIENT, "skellam"), (RECORD, "skellam"), (CLIENT, "discrete_gaussian")])
+def test_the_shipped_path_passes(privacy: Any, law: str) -> None:
     seen: list[tuple[int, int]] = []
-    report = audit_privacy(silo(privacy), trials=1500, progress=lambda done, of: seen.append((done, of)))
+    report = audit_privacy(silo(privacy, noise_law=law), trials=1500, progress=lambda done, of: seen.append((done, of)))
     assert report.passed, report.to_dict()
     assert [check.name for check in report.checks] == ["epsilon", "variance", "sum", "streams", "sensitivity"]
     assert seen[-1] == (1500, 1500)
@@ -34,6 +35,20 @@ def test_the_shipped_path_passes(privacy: Any) -> None:
     assert 0.1 * report.claimed < report.bounds.epsilon <= report.claimed
     sensitivity = report.checks[-1]
     assert sensitivity.measured > 0.99 * sensitivity.limit
+
+
+@pytest.mark.parametrize(
+    ("privacy", "bits", "rotation"),
+    [
+        (replace(CLIENT, clip_norm=AdaptiveClipping(initial=2.0)), 32, False),
+        (replace(RECORD, records=3000), 16, True),
+    ],
+    ids=["adaptive", "rotated"],
+)
+def test_an_adaptive_clip_and_a_rotation_pass(privacy: Any, bits: int, rotation: bool) -> None:
+    config = silo(privacy, modulus_bits=bits)
+    assert config.rotation is rotation
+    assert audit_privacy(config, trials=300).passed
 
 
 def test_the_claim_is_the_one_of_a_single_round_without_amplification() -> None:
@@ -88,6 +103,8 @@ def test_the_canary_moves_the_sum_by_its_whole_norm(bits: int) -> None:
 def test_nothing_to_audit() -> None:
     with pytest.raises(ValueError, match="no privacy"):
         audit_privacy(silo(NoPrivacy(clip_norm=1.0)))
+    with pytest.raises(ValueError, match="audit the same configuration with dropout_noise"):
+        audit_privacy(silo(CLIENT, dropout_noise="removable"), trials=100)
     with pytest.raises(ValueError, match="at least 100"):
         audit_privacy(silo(CLIENT), trials=99)
 

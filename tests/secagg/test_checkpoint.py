@@ -118,7 +118,8 @@ def test_momentum_survives(tmp_path: Path) -> None:
 
     def server() -> FederatedSgd:
         own = model()
-        return FederatedSgd(model, clients, agreed, 0.5, 0.9, nn.CrossEntropyLoss(reduction="sum"), own)
+        loss, simulation = nn.CrossEntropyLoss(reduction="sum"), secagg.Simulation(agreed, clients=clients)
+        return FederatedSgd(model, clients, agreed, 0.5, 0.9, loss, own, simulation)
 
     lost, state = server(), parameters_of(model())
     mean = SimpleNamespace(mean={name: np.ones_like(array) for name, array in state.items()})
@@ -126,7 +127,7 @@ def test_momentum_survives(tmp_path: Path) -> None:
         state = lost.step(state, mean)  # type: ignore[arg-type]
     store = Checkpoint(tmp_path, run={})
     groups = {"model": state, "optimizer": lost.state()}
-    store.save(Saved(records=(), exact_sums=0, groups=groups, heads={}))
+    store.save(Saved(records=(), exact_sums=0, groups=groups, heads={}, clip_norm=1.0))
     found = store.load()
     assert found is not None
     resumed = server()

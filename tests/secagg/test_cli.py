@@ -57,6 +57,18 @@ def toml(folder: Path, text: str) -> str:
     return str(path)
 
 
+def test_an_adaptive_clip_norm_comes_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sizes = "clients = 20\nmax_dropouts = 5\nmax_colluders = 2\n"
+    budget = "epsilon = 4.0\ndelta = 1e-6\nrounds = 3\n[privacy.clip_norm]\ninitial = 1.5\n"
+    path = toml(tmp_path, f'kind = "cross_silo"\n{sizes}[privacy]\nunit = "client"\n{budget}')
+    assert main(["plan", "--dimension", "100", "--config", path, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [key for key in SCHEMA["plan"] if key in facts] == list(facts)
+    assert facts["clip_norm"] == 1.5
+    assert 0 < facts["indicator"] <= 0.25
+    assert facts["count_stddev"] > 0
+
+
 @pytest.mark.parametrize("unit", UNITS)
 class TestPlan:
     def test_json_is_one_object_with_the_documented_keys(self, unit: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,13 +78,21 @@ class TestPlan:
         facts = json.loads(captured.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
         documented = SCHEMA["plan"]
         assert [key for key in documented if key in facts] == list(facts)  # in the documented order
-        missing = set(documented) - set(facts)
+        missing = set(documented) - set(facts) - {"indicator", "count_stddev"}
         assert (
             missing - {"population"}
             == {
                 "record": set(),
                 "client": {"denominator"},
-                "none": {"denominator", "share_stddev", "noise_multiplier", "ladder", "expected_relative_error"},
+                "none": {
+                    "denominator",
+                    "noise_law",
+                    "dropout_noise",
+                    "share_stddev",
+                    "noise_multiplier",
+                    "ladder",
+                    "expected_relative_error",
+                },
             }[unit]
         )
         assert facts["schema"] == "secagg/plan/1"
@@ -143,7 +163,7 @@ class TestWrongUse:
             ({"max_dropouts": 19}, "max_dropouts up to"),
             ({"max_dropouts": -1}, "max_dropouts must be"),
             ({"max_colluders": -1}, "max_colluders must be"),
-            ({"modulus_bits": 16, "dimension": 100_000}, "16 bits cannot hold the sum: 19 are needed"),
+            ({"modulus_bits": 16, "dimension": 10**7}, "16 bits cannot hold the sum: 17 are needed"),
             ({"modulus_bits": 20}, "modulus_bits must be one of"),
             ({"epsilon": "nan"}, "epsilon must be finite"),
             ({"epsilon": "inf"}, "epsilon must be finite"),

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp import from_ring, to_ring
+from dp import DistributedDiscreteGaussian, DistributedSkellam, from_ring, to_ring
 from secagg import (
     AggregationConfig,
     BudgetExceededError,
@@ -119,6 +119,55 @@ class TestLegality:
             silo(modulus_bits=bits)
 
 
+class TestNoiseLaw:
+    def test_is_skellam_unless_asked(self) -> None:
+        default, other = silo(CLIENT).mechanism, silo(CLIENT, noise_law="discrete_gaussian").mechanism
+        assert isinstance(default, DistributedSkellam)
+        assert isinstance(other, DistributedDiscreteGaussian)
+        assert other.noise_multiplier == pytest.approx(default.noise_multiplier, rel=1e-3)
+
+    def test_unknown_or_pointless_ones_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"noise_law must be one of .* got 'gaussian'"):
+            silo(CLIENT, noise_law="gaussian")
+        with pytest.raises(ValueError, match="'discrete_gaussian' has no meaning without privacy"):
+            silo(NONE, noise_law="discrete_gaussian")
+
+
+class TestDropoutNoise:
+    def test_the_budgeted_claim_and_the_scale_are_the_same(self) -> None:
+        worst, removable = silo(CLIENT), silo(CLIENT, dropout_noise="removable")
+        assert worst.mechanism is not None
+        assert removable.mechanism == replace(worst.mechanism, removable=True)
+        assert (worst.removable, removable.removable) == (0, 2)
+        assert removable.needed_bits == worst.needed_bits
+        assert removable.relative_error == worst.relative_error
+        assert removable.noise_stddev(6) == worst.noise_stddev(6)
+        # 8 survivors, one of which may collude: what 6 - 1 shares hold, times 8 / (8 - 1).
+        assert removable.noise_stddev(8) == pytest.approx(worst.noise_stddev(8) * math.sqrt(5 / 7))
+
+    def test_the_ladder_has_the_exact_target_for_every_number_of_survivors(self) -> None:
+        config = silo(CLIENT, dropout_noise="removable")
+        ladders = [config.ladder(survivors=survivors) for survivors in (6, 7, 8)]
+        for rungs in ladders:
+            assert rungs is not None
+            assert rungs.minus_colluders == rungs.guaranteed <= CLIENT.epsilon
+            assert rungs == ladders[0]
+
+    def test_unknown_pointless_or_impossible_ones_are_refused(self) -> None:
+        for choice, config in (
+            ("best_case", {}),
+            ("removable", {"privacy": NONE}),
+            ("removable", {"max_dropouts": 0}),
+            ("removable", {"noise_law": "discrete_gaussian"}),
+        ):
+            with pytest.raises(ValueError, match=r"dropout_noise must be one of|no meaning|must survive|closed under"):
+                silo(**{"privacy": CLIENT, "dropout_noise": choice, **config})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="need the complete graph"):
+            AggregationConfig.cross_device(
+                like=LIKE, clients=500, max_dropouts=25, max_colluders=5, privacy=CLIENT, dropout_noise="removable"
+            )
+
+
 class TestRing:
     @given(
         clients=st.integers(3, 12),
@@ -182,7 +231,7 @@ class TestRing:
 
     def test_sixteen_bits_with_noise_are_refused_where_no_step_fits(self) -> None:
         with pytest.raises(CapacityError, match=r"16 bits cannot hold the sum: \d+ are needed"):
-            silo(CLIENT, like={"w": np.zeros(1_000_000)}, modulus_bits=16)
+            silo(CLIENT, like={"w": np.broadcast_to(np.float32(0), (10_000_000,))}, modulus_bits=16)
 
     def test_large_cohorts_with_noise_fit_the_ring(self) -> None:
         config = AggregationConfig.cross_device(
@@ -238,18 +287,120 @@ class TestRing:
         with pytest.raises(ValueError, match="bits"):
             silo(privacy, modulus_bits=21)
 
-    @pytest.mark.parametrize("bits", [8, 10, 12, 16, 21])
-    def test_a_ring_too_coarse_for_the_model_is_refused_before_a_round(self, bits: int) -> None:
+    @pytest.mark.parametrize(("bits", "clients"), [(8, 20), (10, 80), (12, 300)])
+    def test_a_ring_too_coarse_for_the_model_is_refused_before_a_round(self, bits: int, clients: int) -> None:
         """`encode` would refuse, but only when the client has been asked for its update."""
         length = 50_000_000
+
+        def with_bits(bits: int) -> AggregationConfig:
+            return AggregationConfig.cross_device(
+                like={"w": np.broadcast_to(np.float32(0), (length,))},
+                clients=clients,
+                max_dropouts=2,
+                max_colluders=1,
+                privacy=NONE,
+                modulus_bits=bits,
+            )
+
         with pytest.raises(CapacityError, match=f"{bits} bits") as caught:
-            silo(like={"w": np.broadcast_to(np.float32(0), (length,))}, clients=20, max_colluders=1, modulus_bits=bits)
+            with_bits(bits)
         needed = int(str(caught.value).rsplit(": ", 1)[1].split()[0])
-        enough = next(lane for lane in (10, 12, 16, 21, 32) if lane >= needed)
-        config = silo(
-            like={"w": np.broadcast_to(np.float32(0), (length,))}, clients=20, max_colluders=1, modulus_bits=enough
+        lanes = (8, 10, 12, 16, 21, 32)
+        assert needed in lanes
+        for lane in lanes:
+            if lane < needed:
+                with pytest.raises(CapacityError):
+                    with_bits(lane)
+        enough = with_bits(needed)
+        assert enough.encoder.first_clip(length) >= 0.9 * enough.privacy.clip_norm
+
+
+class TestRotation:
+    """Taken exactly where the lanes need it."""
+
+    @pytest.mark.parametrize(
+        ("privacy", "bits", "length", "rotation"),
+        [
+            (NONE, 32, 10**6, False),
+            (NONE, 16, 1000, False),
+            (NONE, 16, 10**6, True),
+            (NONE, 10, 10**6, True),
+            (CLIENT, 32, 10**6, False),
+            (CLIENT, 16, 1000, False),
+            (CLIENT, 16, 10**6, True),
+            (RECORD, 32, 1000, False),
+            (RECORD, 16, 1000, True),
+        ],
+    )
+    def test_only_where_needed(self, privacy: object, bits: int, length: int, rotation: bool) -> None:
+        config = silo(privacy, like={"w": np.broadcast_to(np.float32(0), (length,))}, modulus_bits=bits)
+        assert config.rotation is rotation
+        assert config.needed_bits <= bits
+        assert config.encoder.first_clip(length) >= 0.9
+        assert config.expected_wraps <= length * (1.01e-5 if rotation else 1e-12)
+        if rotation:
+            assert config.wrap_probability > 0.9e-5 or config.encoder.int_bound == 2**26  # as fine as the ring allows
+        ladder = config.ladder()
+        assert ladder is None or ladder.guaranteed <= 4.0
+        assert config.to_dict()["rotation"] is rotation
+
+    def test_sixteen_bits_keep_the_noise_multiplier_of_thirty_two(self) -> None:
+        """Coarser steps of the same noise: the price of 16 bits is what Skellam loses against its limit."""
+        fine, coarse = (
+            silo(CLIENT, clients=100, like={"w": np.broadcast_to(np.float32(0), (10**6,))}, modulus_bits=bits)
+            for bits in (32, 16)
         )
-        assert config.encoder.int_bound >= 8 * math.sqrt(length)
+        assert fine.mechanism is not None
+        assert coarse.mechanism is not None
+        assert coarse.mechanism.noise_multiplier == pytest.approx(fine.mechanism.noise_multiplier, rel=0.01)
+        assert coarse.upload_bytes == fine.upload_bytes / 2
+
+    @settings(max_examples=20)
+    @given(
+        clients=st.integers(3, 100),
+        length=st.integers(1, 10**6),
+        epsilon=st.sampled_from((0.5, 4.0, 50.0)),
+        unit=st.sampled_from((CLIENT, RECORD)),
+    )
+    def test_sixteen_bits_with_noise_fit_or_are_refused(
+        self, clients: int, length: int, epsilon: float, unit: ClientLevel | RecordLevel
+    ) -> None:
+        arguments = {
+            "like": {"w": np.broadcast_to(np.float32(0), (length,))},
+            "clients": clients,
+            "max_dropouts": 0,
+            "max_colluders": 0,
+        }
+        try:
+            config = silo(replace(unit, epsilon=epsilon), modulus_bits=16, **arguments)
+        except CapacityError:
+            return
+        assert config.mechanism is not None
+        assert config.needed_bits <= 16
+        assert config.wrap_probability <= (1.01e-5 if config.rotation else 1e-12)
+        ladder = config.ladder()
+        assert ladder is not None
+        assert ladder.guaranteed <= epsilon
+
+    def test_the_seed_is_each_rounds_own_and_each_models_and_configurations(self) -> None:
+        config = silo()
+        seeds = {
+            config.round_seed(round_id=bytes(32), model=bytes(32)),
+            config.round_seed(round_id=b"\1" + bytes(31), model=bytes(32)),
+            config.round_seed(round_id=bytes(32), model=b"\1" + bytes(31)),
+            silo(application="other").round_seed(round_id=bytes(32), model=bytes(32)),
+        }
+        assert len(seeds) == 4
+
+
+@pytest.mark.parametrize(
+    "privacy", [NoPrivacy(clip_norm=1.0), ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=1)]
+)
+def test_every_client_demands_the_hybrid_suite(privacy: NoPrivacy | ClientLevel) -> None:
+    subject = AggregationConfig.cross_silo(
+        like={"w": np.zeros(3)}, clients=5, max_dropouts=1, max_colluders=1, privacy=privacy
+    )
+    assert subject.policy().suite == subject.round_config(round_id=bytes(32), model=bytes(32)).suite == 2
 
 
 class TestDigest:
@@ -261,6 +412,8 @@ class TestDigest:
             "max_dropouts": [silo(RECORD, max_dropouts=1)],
             "max_colluders": [silo(RECORD, max_colluders=2)],
             "modulus_bits": [silo(), silo(modulus_bits=16), silo(modulus_bits=21)],
+            "noise_law": [silo(RECORD, noise_law="discrete_gaussian")],
+            "dropout_noise": [silo(RECORD, dropout_noise="removable")],
             "application": [silo(RECORD, application="a"), silo(RECORD, application="b")],
             "riders": [
                 silo(RECORD, metrics={"loss": (0.0, 1.0)}),
@@ -459,6 +612,10 @@ class TestToml:
         assert config == called
         assert config.digest() == called.digest()
 
+    def test_noise_law(self, tmp_path: Path) -> None:
+        config = self.read(tmp_path, self.TEXT.replace("[privacy]", 'noise_law = "discrete_gaussian"\n[privacy]'))
+        assert config == silo(RECORD, application="hospital", noise_law="discrete_gaussian")
+
     def test_devices(self, tmp_path: Path) -> None:
         text = self.TEXT.replace("cross_silo", "cross_device").replace("clients = 8", "clients = 120")
         assert self.read(tmp_path, text).degree < 119
@@ -484,6 +641,7 @@ class TestToml:
             ('"record"', '"records"', "privacy unit must be one of .* got 'records'"),
             ('"record"', '["record"]', "privacy unit must be one of"),
             ('unit = "record"', "", "privacy unit must be one of .* got None"),
+            ('"record"', '"client"', "unknown .*sampling_rate.*: .* knows which clients take part"),
             ("delta = 1e-6", "", "delta"),
             ("delta = 1e-6", "delta = 1e-6\ndetla = 1", "detla"),
             ("delta = 1e-6", "delta = 2", "delta must be in"),

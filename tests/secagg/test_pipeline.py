@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp import secure_random, to_ring
+from dp.rotation import Rotation
 from dp.samplers import RandomBytes
+from protocols import ClientId
 from secagg import AggregationConfig, ClientLevel, NoPrivacy, RecordLevel, UnsafeUpdateError
 from secagg.pipeline import finish, prepare
 
@@ -161,6 +163,131 @@ class TestNoise:
         assert np.linalg.norm(mean["w"]) / CLIP == pytest.approx(subject.relative_error, rel=0.05)
 
 
+def spike(length: int, size: float, place: int = 0) -> dict[str, np.ndarray]:
+    update = np.zeros(length)
+    update[place] = size
+    return {"w": update}
+
+
+class TestRotation:
+    """Rings that could not hold one heavy coordinate hold it after the rotation."""
+
+    SEED = b"round 1"
+
+    @pytest.mark.parametrize(("bits", "clients"), [(8, 6), (10, 6), (12, 6), (16, 30)])
+    def test_without_noise_the_mean_comes_back(self, bits: int, clients: int) -> None:
+        length = 40_000
+        subject = config("none", length=length, clients=clients, bits=bits)
+        assert subject.rotation
+        updates = [spike(length, CLIP / 2, place=7) for _ in range(clients)]
+        words = [prepare(update, subject, rand=rand(), seed=self.SEED) for update in updates]
+        ring_sum = np.sum(words, axis=0, dtype=np.uint64)
+        if subject.offset:
+            assert max(word.max() for word in words) <= (2**bits - 1) // clients
+            assert ring_sum.max() < 2**bits
+        words = (ring_sum % 2**bits).astype(np.uint32)
+        released = finish(words, subject, survivors=range(clients), seed=self.SEED)
+        assert released.near_limit == 0
+        step = CLIP / subject.encoder.int_bound
+        error = released.mean["w"] - updates[0]["w"]
+        # Rounding: variance of at most a quarter step per unit and coordinate.
+        assert np.linalg.norm(error) < 1.1 * step * math.sqrt(length / 4 / clients)
+        assert np.abs(error).max() < 6 * step * 0.5 / math.sqrt(clients)
+
+    def test_with_noise_the_error_is_the_expected_one(self) -> None:
+        length, clients = 20_000, 20
+        subject = config("client", length=length, clients=clients, bits=16)
+        assert subject.rotation
+        assert subject.mechanism is not None
+        updates = [spike(length, 0.9 * CLIP, place=length - 1) for _ in range(clients)]
+        words = [prepare(update, subject, rand=rand(), seed=self.SEED) for update in updates]
+        ring_sum = (np.sum(words, axis=0, dtype=np.uint64) % 2**16).astype(np.uint32)
+        released = finish(ring_sum, subject, survivors=range(clients), seed=self.SEED)
+        assert released.near_limit < 25  # about 4 of 20,000 lie beyond three quarters of the range
+        mean = released.mean
+        error = mean["w"] - updates[0]["w"]
+        assert np.linalg.norm(error) / CLIP == pytest.approx(subject.relative_error, rel=0.05)
+        assert mean["w"][-1] == pytest.approx(0.9 * CLIP, abs=6 * CLIP * subject.relative_error / math.sqrt(length))
+
+    def test_every_record_is_rotated_and_checked_on_its_own(self) -> None:
+        subject = config("record", length=300, bits=16, epsilon=100.0, rate=1.0)
+        assert subject.rotation
+        records = np.stack([spike(300, 0.5 * CLIP)["w"]] * 150 + [spike(300, 1e6)["w"]] * 10 + [np.full(300, np.nan)])
+        words = prepare({"w": records}, subject, rand=rand(), seed=self.SEED)
+        mean = finish(words, subject, survivors=range(5), seed=self.SEED).mean
+        kept = subject.encoder.first_clip(300)
+        assert subject.relative_error is not None
+        noise = CLIP * subject.relative_error / math.sqrt(300)
+        assert abs(mean["w"][0] - (150 * 0.5 * CLIP + 10 * kept) / 200) < 8 * noise
+        assert np.abs(mean["w"][1:]).max() < 8 * noise
+
+    def test_another_seed_does_not_turn_back(self) -> None:
+        subject = config("none", length=40_000, clients=6, bits=12)
+        update = np.random.default_rng(2).normal(size=40_000) * CLIP / 400
+        words = prepare({"w": update}, subject, rand=rand(), seed=self.SEED)
+        right, wrong = (
+            np.corrcoef(finish(words, subject, survivors=[1], seed=seed).mean["w"], update)[0, 1]
+            for seed in (self.SEED, b"round 2")
+        )
+        assert right > 0.99
+        assert abs(wrong) < 0.05
+
+    def test_a_seed_is_needed(self) -> None:
+        subject = config("none", length=40_000, clients=6, bits=12)
+        with pytest.raises(ValueError, match="public seed is needed"):
+            prepare(spike(40_000, 1.0), subject, rand=rand())
+        with pytest.raises(ValueError, match="public seed is needed"):
+            finish(np.zeros(40_000, np.uint32), subject, survivors=[1])
+
+    def test_what_passes_a_packed_lane_is_cut_off_and_never_carries(self) -> None:
+        """Whoever knows the signs first can aim at one coordinate; the other lanes of its word stay whole."""
+        subject = config("none", length=40_000, clients=6, bits=12)
+        rotation = Rotation(40_000, seed=self.SEED)
+        aimed = {"w": rotation.invert(spike(40_000, 0.9 * CLIP, place=5)["w"])}
+        words = prepare(aimed, subject, rand=rand(), seed=self.SEED)
+        assert words[5] == 2 * subject.offset
+        assert 2 * subject.offset <= (2**12 - 1) // 6
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_an_update_that_is_not_finite_is_refused(self, value: float) -> None:
+        subject = config("none", length=40_000, clients=6, bits=12)
+        with pytest.raises(UnsafeUpdateError, match="nan or inf"):
+            prepare(spike(40_000, value), subject, rand=rand(), seed=self.SEED)
+
+    def test_noised_integers_must_be_in_the_rounds_rotation(self) -> None:
+        subject = config("record", length=300, bits=16, epsilon=100.0, rate=1.0)
+        assert subject.mechanism is not None
+        for seed in (b"", b"round 0"):
+            noised = subject.mechanism.privatize(np.zeros(300, np.int64), rand=rand(), seed=seed)
+            with pytest.raises(UnsafeUpdateError, match="not in this round's rotation"):
+                prepare(noised, subject, rand=rand(), seed=self.SEED)
+        noised = subject.mechanism.privatize(np.zeros(300, np.int64), rand=rand(), seed=self.SEED)
+        np.testing.assert_array_equal(
+            prepare(noised, subject, rand=rand(), seed=self.SEED), to_ring(noised.vector, modulus_bits=16)
+        )
+
+
+class TestNearLimit:
+    """The one sign of too little head-room."""
+
+    @staticmethod
+    def count(total: np.ndarray, subject: AggregationConfig) -> int:
+        words = to_ring(total + 5 * subject.offset, modulus_bits=subject.modulus_bits)
+        return finish(words, subject, survivors=range(5)).near_limit
+
+    @pytest.mark.parametrize("bits", [12, 16, 32])
+    def test_counts_what_lies_beyond_three_quarters_of_the_range(self, bits: int) -> None:
+        subject = config("none", bits=bits)
+        edge = 3 * subject.ring.half_range // 4
+        assert self.count(np.array([edge, -edge, 0]), subject) == 0
+        assert self.count(np.array([edge + 1, -edge - 1, subject.ring.half_range - 1]), subject) == 3
+
+    def test_sums_that_wrap_do_show(self) -> None:
+        subject = config("client", length=1000, bits=16)
+        wide = np.random.default_rng(1).normal(scale=2.0**15, size=1000).astype(np.int64)
+        assert self.count(wide, subject) > 150
+
+
 class TestNoisedIntegers:
     def test_of_the_own_mechanism_pass_unchanged(self) -> None:
         subject = config("client")
@@ -175,6 +302,53 @@ class TestNoisedIntegers:
         noised = mechanism.privatize(np.zeros(3, np.int64), rand=rand())
         with pytest.raises(UnsafeUpdateError, match="another mechanism"):
             prepare(noised, receiver, rand=rand())
+
+
+class TestRemovableNoise:
+    @cached_property
+    def subject(self) -> AggregationConfig:
+        return AggregationConfig.cross_silo(
+            like={"w": np.zeros(2000)},
+            clients=6,
+            max_dropouts=2,
+            max_colluders=1,
+            privacy=ClientLevel(clip_norm=CLIP, epsilon=4.0, delta=1e-6, rounds=1),
+            dropout_noise="removable",
+        )
+
+    def round(self, survivors: int) -> tuple[np.ndarray, dict[ClientId, list[bytes]]]:
+        """The ring sum of zero updates, and the seeds of what must go."""
+        seeds = {ClientId(client): [rand()(32), rand()(32)] for client in range(1, survivors + 1)}
+        words = [prepare({"w": np.zeros(2000)}, self.subject, rand=rand(), seeds=own) for own in seeds.values()]
+        total: np.ndarray = np.sum(words, axis=0, dtype=np.uint32)
+        return total, {client: own[6 - survivors :] for client, own in seeds.items()}
+
+    @pytest.mark.parametrize("survivors", [4, 5, 6])
+    def test_every_accepted_sum_has_the_noise_that_is_accounted(self, survivors: int) -> None:
+        words, removed = self.round(survivors)
+        there = range(1, survivors + 1)
+        given = removed if survivors > 4 else {}
+        mean = finish(words, self.subject, survivors=there, removed=given).mean["w"]
+        expected = self.subject.noise_stddev(survivors) / survivors
+        assert float(np.std(mean)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 2000))
+        assert self.subject.noise_stddev(survivors) <= self.subject.noise_stddev(4) * (1 + 1e-9)
+
+    def test_seeds_of_all_survivors_are_needed(self) -> None:
+        words, removed = self.round(6)
+        for wrong in ({}, {client: seeds for client, seeds in removed.items() if client != 3}):
+            with pytest.raises(ValueError, match="noise must be removed of 6 survivors"):
+                finish(words, self.subject, survivors=range(1, 7), removed=wrong)
+        fewer = {client: seeds[1:] for client, seeds in removed.items()}
+        with pytest.raises(ValueError, match="6 survivors leave 2 superfluous components each"):
+            finish(words, self.subject, survivors=range(1, 7), removed=fewer)
+
+    def test_nothing_is_contributed_without_the_rounds_seeds(self) -> None:
+        with pytest.raises(ValueError, match="seeds must be 2, one for each removable component, got 0"):
+            prepare({"w": np.zeros(2000)}, self.subject, rand=rand())
+        assert self.subject.mechanism is not None
+        noised = self.subject.mechanism.privatize(np.zeros(2000, np.int64), rand=rand(), seeds=[bytes(32)] * 2)
+        with pytest.raises(UnsafeUpdateError, match="integers cannot bring theirs"):
+            prepare(noised, self.subject, rand=rand(), seeds=[bytes(32)] * 2)
 
 
 class TestUnsafeUpdates:

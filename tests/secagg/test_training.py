@@ -14,6 +14,7 @@ import secagg
 from dp import PrivacyLedger
 from protocols import Phase
 from secagg.adapters.torch import load_parameters, parameters_of
+from secagg.datasets import load_digits
 from secagg.simulation import SERVER_PHASES
 from secagg.training import RoundRecord, train
 
@@ -93,10 +94,36 @@ def test_record_level_learns_within_its_budget(tmp_path: Path) -> None:
                 assert state.epsilon == spent[-1]
     assert seen[0].metrics().keys() == {
         "round/survivors", "round/dropouts", "round/bytes_up", "round/seconds", "privacy/epsilon", "privacy/delta",
-        "privacy/budget_fraction", "model/score", *(f"round/missing/{phase.value}" for phase in SERVER_PHASES),
+        "privacy/budget_fraction", "privacy/clip_norm", "model/score",
+        *(f"round/missing/{phase.value}" for phase in SERVER_PHASES),
     }  # fmt: skip
     assert [record.missing[Phase.MASKED_INPUT] for record in seen] == [1] * 12
     assert seen[-1].budget_fraction == state_fraction(tmp_path / "server.ledger")
+
+
+def test_sixteen_bits_rotate_records_and_learn() -> None:
+    data = load_digits()
+    inputs, labels = torch.from_numpy(data.features), torch.from_numpy(data.labels)
+    clients = {client: TensorDataset(inputs[client::CLIENTS], labels[client::CLIENTS]) for client in range(1, CLIENTS)}
+    clients[CLIENTS] = TensorDataset(inputs[::CLIENTS], labels[::CLIENTS])
+
+    def linear() -> nn.Module:
+        layer = nn.Linear(64, 10)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    unit = secagg.RecordLevel(
+        clip_norm=1.0, epsilon=8.0, delta=1e-5, rounds=8, sampling_rate=0.4, records=len(data.labels)
+    )
+    narrow = secagg.AggregationConfig.cross_silo(
+        like=parameters_of(linear()), clients=CLIENTS, max_dropouts=1, max_colluders=1, privacy=unit, modulus_bits=16
+    )
+    assert narrow.rotation
+    result = train(linear, clients, narrow, rounds=8, learning_rate=1.0, drop=lambda number: {number % CLIENTS + 1})
+    assert accuracy(TensorDataset(inputs, labels), result.model) > 0.7
+    assert result.exact_sums == 8
+    assert result.last.near_limit == 0
 
 
 def test_a_thirteenth_round_is_refused(tmp_path: Path) -> None:
