@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 import secagg
-from dp import PrivacyLedger
+from dp import PrivacyLedger, local_noise, planned_budget
 from protocols import Phase
 from secagg.adapters.torch import parameters_of
 from secagg.callbacks import RoundRecord
@@ -24,6 +24,8 @@ from secagg.checkpoint import Checkpoint, CheckpointError, Saved
 from secagg.training import train
 
 from . import crashing_run
+from .test_local_records import UNIT, blobs
+from .test_local_records import config as local_config
 from .test_training import CLIENTS, RECORDS, config, model, record_level, task
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +137,81 @@ def test_momentum_survives(tmp_path: Path) -> None:
     expected = lost.step(state, mean)  # type: ignore[arg-type]
     for name, array in resumed.step(dict(found.groups["model"]), mean).items():  # type: ignore[arg-type]
         assert np.array_equal(array, expected[name])
+
+
+def test_an_adaptive_clip_norm_goes_on_where_it_was(tmp_path: Path) -> None:
+    clients, _ = task()
+    unit = secagg.ClientLevel(
+        clip_norm=secagg.AdaptiveClipping(initial=0.01), epsilon=50.0, delta=1e-5, rounds=4
+    )  # fmt: skip
+    agreed = config(unit)
+    settings: dict[str, Any] = {"rounds": 3, "learning_rate": 0.1, "checkpoint": tmp_path}
+    with pytest.raises(Stop):
+        train(model, clients, agreed, **settings, callbacks=[stop_after(2)])
+    store = (tmp_path / "run.npz").read_bytes()
+    resumed = train(model, clients, agreed, **settings)
+    norms = [record.clip_norm for record in resumed.rounds]
+    assert norms[0] == 0.01
+    assert len(set(norms)) == 3  # it moved in every round
+    (tmp_path / "run.npz").write_bytes(store)
+    with np.load(tmp_path / "run.npz") as arrays:
+        assert json.loads(bytes(arrays["facts"]))["clip_norm"] == norms[2]
+
+
+class TestLocalRecords:
+    """Clients keep a budget of their own steps: those ledgers are part of the run."""
+
+    def run(self, folder: Path, **options: Any) -> Any:
+        clients = {client: blobs(100, client) for client in range(1, 5)}
+        return train(
+            lambda: nn.Linear(3, 2), clients, local_config(), rounds=3, learning_rate=0.5, checkpoint=folder, **options
+        )
+
+    def test_resume_on_their_own_ledgers(self, tmp_path: Path) -> None:
+        with pytest.raises(Stop):
+            self.run(tmp_path, callbacks=[stop_after(2)])
+        heads = self.heads(tmp_path)
+        assert len(heads) == 4
+        result = self.run(tmp_path)
+        assert len(result.rounds) == 3
+        assert result.rounds[-1].delta == UNIT.delta
+        for client in range(1, 5):
+            with PrivacyLedger.open(tmp_path / "ledgers" / f"steps-{client}.ledger") as ledger:
+                assert ledger.verify(expected_head=heads[client])
+                state = ledger.state()
+                assert state.rounds_committed == 3 * UNIT.local_steps
+                assert state.rounds_reserved == 0
+
+    def test_charge_steps_in_flight(self, tmp_path: Path) -> None:
+        with pytest.raises(Stop):
+            self.run(tmp_path, callbacks=[stop_after(1)])
+        budget, event = (
+            planned_budget(UNIT, local_noise(UNIT, dimension=8)),
+            local_noise(UNIT, dimension=8).event(survivors=1),
+        )
+        with PrivacyLedger.open(tmp_path / "ledgers" / "steps-2.ledger") as ledger:
+            assert ledger.state().limit_epsilon == budget.epsilon
+            lost = ledger.reserve(event, request_id="a step of a process that died")
+            assert ledger.unfinished() == (lost,)
+        self.run(tmp_path)
+        with PrivacyLedger.open(tmp_path / "ledgers" / "steps-2.ledger") as ledger:
+            assert ledger.unfinished() == ()
+            assert ledger.state().rounds_committed == 3 * UNIT.local_steps + 1
+
+    def test_missing_ledgers_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(Stop):
+            self.run(tmp_path, callbacks=[stop_after(1)])
+        for path in (tmp_path / "ledgers").glob("*"):
+            path.unlink()
+        with pytest.raises(secagg.LedgerError, match="missing"):
+            self.run(tmp_path)
+
+    def heads(self, folder: Path) -> dict[int, str]:
+        heads = {}
+        for client in range(1, 5):
+            with PrivacyLedger.open(folder / "ledgers" / f"steps-{client}.ledger") as ledger:
+                heads[client] = ledger.head
+        return heads
 
 
 class TestRefusals:

@@ -216,6 +216,19 @@ class TestRounds:
         with pytest.raises(ValueError, match=message):
             CohortSimulation(plain_config(5), clients=range(clients), bad_cohorts=bad)
 
+    def test_refuse_a_clip_norm_that_would_differ(self) -> None:
+        unit = secagg.ClientLevel(clip_norm=secagg.AdaptiveClipping(initial=1.0), epsilon=50.0, delta=1e-6, rounds=1)
+        adaptive = secagg.AggregationConfig.cross_silo(
+            like={"w": np.zeros(4)}, clients=5, max_dropouts=1, max_colluders=0, privacy=unit
+        )
+        with pytest.raises(ValueError, match="adaptive"):
+            CohortSimulation(adaptive, clients=IDS, bad_cohorts=1)
+
+    def test_narrow_rings_rotate(self) -> None:
+        config = private_config(5, rounds=1, epsilon=50.0, modulus_bits=16)
+        result = CohortSimulation(config, clients=IDS, bad_cohorts=1).round(updates(), rule=mean)
+        assert np.allclose(result.mean["w"], np.mean([u["w"] for u in updates().values()], axis=0), atol=0.5)
+
     def test_refuse_weights_and_strangers(self) -> None:
         weighed = plain_config(5, weights=secagg.PrivateWeights(largest=1.0))
         with pytest.raises(ValueError, match="weights"):
@@ -245,6 +258,8 @@ class TestBudget:
         text = result.statement()
         for part in ("epsilon of one cohort", "1.73 times", "2.17 times", "at most 1 clients of each cohort"):
             assert part in text
+        noiseless = CohortSimulation(plain_config(5), clients=IDS, bad_cohorts=1).round(updates())
+        assert "times the noise" not in noiseless.statement()
 
     def test_ledgers_are_continued_and_end_the_run(self, tmp_path: Path) -> None:
         config = private_config(5, rounds=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,11 @@ class TestPopulation:
     def test_refuses_numbers_that_do_not_fit(self, numbers: dict[str, float], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             planned(private(), **numbers)
+
+    def test_both_laws_have_the_same_price_for_fine_noise(self) -> None:
+        skellam = planned(private(), population=400, dropout_rate=0.1)
+        gaussian = planned(replace(private(), noise_law="discrete_gaussian"), population=400, dropout_rate=0.1)
+        assert gaussian["population.epsilon_alone"] == pytest.approx(skellam["population.epsilon_alone"], rel=0.02)
 
     def test_without_privacy_there_is_no_price(self) -> None:
         facts = planned(plain_config(4), population=40, dropout_rate=0.1)
