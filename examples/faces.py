@@ -105,7 +105,7 @@ def main(arguments=None):
             f"median {np.median(psnr):.1f} dB"
         )
     for client in list(updates)[:5]:
-        strip = [Picture(caption=f"person {client}", image=private.images[client - 1], note="the truth")]
+        strip = [Picture(caption="the photograph", image=private.images[client - 1], note="the truth")]
         for name in SEEN:
             right = who(views[client][name], gallery) == private.labels[client - 1]
             strip.append(
@@ -116,14 +116,14 @@ def main(arguments=None):
                     tone="leak" if right else "safe",
                 )
             )
-        strips.extend(strip)
+        strips.append(Section(title=f"Person {client}", pictures=strip))
     page = write_report(
         options.out / "faces.html",
         "Who can be recognised?",
         f"From plain updates {rows[0][1]:.0%} of {count} people are recognised; from what this library lets out, "
         f"{rows[1][1]:.0%} and {rows[2][1]:.0%}, where guessing gives {chance:.1%}.",
         [
-            Section(title="Five of them", pictures=strips),
+            *strips,
             Section(
                 title="All of them",
                 table=Table(
