@@ -25,6 +25,7 @@ check: lint types $(VENV)/.installed
 	$(BIN)/python -m coverage report --fail-under=100 --include="protocols/wire.py,protocols/session.py,protocols/policy.py,dp/ledger*.py"
 
 deep: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS),ray]'
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -q
 	$(BIN)/python -m tests.deep.fuzz
 	$(BIN)/python -m tests.deep.mutants

@@ -10,6 +10,7 @@ from protocols import ProtocolError
 
 from . import (
     communication,
+    costs,
     degrees,
     heterogeneity,
     lattice,
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, each beside its floor.")
     commands = parser.add_subparsers(required=True, metavar="NAME")
     for benchmark in (
-        speed, sizes, scaling, record_level, degrees, lattice, utility, heterogeneity, communication, tables,
+        speed, sizes, scaling, record_level, degrees, lattice, utility, heterogeneity, communication, tables, costs,
     ):  # fmt: skip
         benchmark.add_command(commands)
     options = parser.parse_args(

@@ -74,7 +74,7 @@ def render(results: Iterable[Facts]) -> str:
 
 def _speed(results: Sequence[Facts]) -> list[str]:
     head = (
-        "clients", "degree", "coordinates", "bits", "suite", "client: mask", "mask / floor", "client: all",
+        "clients", "degree", "dropouts", "coordinates", "bits", "suite", "client: mask", "mask / floor", "client: all",
         "server: unmask", "unmask / floor", "server: all", "of it verifying", "server peak, MB", "peak / vector",
         "upload, MB", "threads", "unmask: wall",
     )  # fmt: skip
@@ -82,7 +82,7 @@ def _speed(results: Sequence[Facts]) -> list[str]:
     for facts in results:
         client, server = facts["client"], facts["server"]
         rows.append((
-            _count(facts["clients"]), _count(facts["degree"]), _count(facts["dimension"]),
+            _count(facts["clients"]), _count(facts["degree"]), _count(facts["dropouts"]), _count(facts["dimension"]),
             str(facts["bits"]), str(facts["suite"]),
             f"{client['mask_s']:.4f}", f"{client['mask_over_floor']:.2f}", f"{client['total_s']:.4f}",
             f"{server['unmask_s']:.3f}", f"{server['unmask_over_floor']:.2f}", f"{server['total_s']:.3f}",

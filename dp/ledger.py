@@ -196,6 +196,11 @@ class PrivacyLedger:
         """
         self._finish("release", reservation, reservation.event, 0)
 
+    def unfinished(self) -> tuple[Reservation, ...]:
+        """Reservations that were neither committed nor released, oldest first: rounds in flight, here or elsewhere."""
+        requests = self._replay(self._chain).requests.values()
+        return tuple(request.reservation for request in requests if request.transition == "reserve")
+
     def state(self) -> LedgerState:
         """What is spent and what is left, including what other processes wrote."""
         chain = self._replay(self._chain)

@@ -21,6 +21,7 @@ from protocols import PolicyRefusal, ProtocolError
 
 from ._siblings import VERSION
 from .config import DROPOUT_NOISE, MAX_SILOS, AggregationConfig
+from .explain import Explanation
 from .privacy import UNITS, privacy_unit
 
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         description="States threshold, ring, noise, epsilon ladder, bytes and expected error, each with its reason.",
     )
     add_config_options(plan)
+    plan.add_argument("--population", type=int, help="plan for so many clients, in cohorts of --clients each")
+    plan.add_argument("--dropout-rate", type=float, help="with --population: chance that a client falls silent")
+    plan.add_argument("--bad-cohorts", type=int, help="with --population: cohorts that may abort or lie (default: 0)")
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
 
@@ -122,7 +126,7 @@ def add_config_options(command: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     config = read_config(options)
-    lines = config.explain()
+    lines = [*config.explain(), *_population(options, config)]
     if options.json:
         derived: dict[str, Any] = {}
         for line in lines:
@@ -142,6 +146,24 @@ def _plan(options: argparse.Namespace) -> int:
     )
     show_table(("choice", "value", "why"), [(line.name, readable(line.value), line.reason) for line in lines])
     return DONE
+
+
+def _population(options: argparse.Namespace, config: AggregationConfig) -> list[Explanation]:
+    """What many cohorts cost; nothing unless it was asked for."""
+    if options.population is None:
+        if options.dropout_rate is not None or options.bad_cohorts is not None:
+            raise ValueError("--dropout-rate and --bad-cohorts go with --population")
+        return []
+    if options.dropout_rate is None:
+        raise ValueError("--population also needs --dropout-rate: without it nobody knows how often a round fails")
+    from .planning import plan_population
+
+    return plan_population(
+        config,
+        population=options.population,
+        dropout_rate=options.dropout_rate,
+        bad_cohorts=options.bad_cohorts or 0,
+    )
 
 
 def read_config(options: argparse.Namespace) -> AggregationConfig:

@@ -17,6 +17,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from time import perf_counter
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,9 @@ class AggregationResult:
         ladder: epsilon of this round alone, under falling trust; None without privacy.
         transcript: SHA-256 over the round, its clients and its sum.
         config: what was agreed; with an adaptive clip norm, for this round.
+        missing: for each phase how many of the clients that it waited for stayed silent.
+        seconds: for each phase its time on the clock, from the end of the one before it.
+        bytes_up: of all messages that reached the server, refused ones too.
     """
 
     mean: dict[str, NDArray[np.floating]]
@@ -78,6 +83,9 @@ class AggregationResult:
     ladder: EpsilonLadder | None
     transcript: bytes
     config: AggregationConfig
+    missing: Mapping[Phase, int]
+    seconds: Mapping[Phase, float]
+    bytes_up: int
 
     def statement(self) -> str:
         """What is hidden from whom, at what epsilon, under which assumptions."""
@@ -91,6 +99,9 @@ class AggregationResult:
             "clip_norm": self.config.clip_norm,
             "unclipped": self.unclipped,
             "dropouts": self.config.clients - len(self.survivors),
+            "missing": {phase.value: count for phase, count in self.missing.items()},
+            "seconds": {phase.value: seconds for phase, seconds in self.seconds.items()},
+            "bytes_up": self.bytes_up,
             "weight": self.weight,
             "metrics": self.metrics,
             "epsilon": self.epsilon,
@@ -138,6 +149,10 @@ class Server:
         self._seed = b""
         self._reservation: Reservation | None = None
         self._unmasking = False
+        self._missing: dict[Phase, int] = {}
+        self._seconds: dict[Phase, float] = {}
+        self._bytes_up = 0
+        self._began = 0.0
 
     @property
     def phase(self) -> Phase:
@@ -153,6 +168,21 @@ class Server:
     def waiting_for(self) -> frozenset[ClientId]:
         """Clients whose message of the present phase is missing."""
         return frozenset() if self._session is None else self._session.waiting_for
+
+    @property
+    def missing(self) -> Mapping[Phase, int]:
+        """For each closed phase of the newest round, aborted or not, how many clients stayed silent."""
+        return MappingProxyType(self._missing)
+
+    @property
+    def seconds(self) -> Mapping[Phase, float]:
+        """For each closed phase of the newest round, aborted or not, its time on the clock."""
+        return MappingProxyType(self._seconds)
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of all messages that reached the server in the newest round."""
+        return self._bytes_up
 
     @property
     def next_bundles(self) -> dict[ClientId, KeyBundle]:
@@ -175,6 +205,7 @@ class Server:
             BudgetExceededError: the worst case of this round does not fit the budget any more.
         """
         self.abandon()
+        self._missing, self._seconds, self._bytes_up, self._began = {}, {}, 0, perf_counter()
         round_id = os.urandom(DIGEST_BYTES)
         round_config = self.config.round_config(round_id=round_id, model=self.config.layout.model_digest(model))
         if self.ledger is not None and self.config.mechanism is not None:
@@ -190,6 +221,7 @@ class Server:
         """Takes one message of a client; a bad or late one becomes `PeerRejected` and changes nothing."""
         if self.phase in (Phase.READY, Phase.FINISHED, Phase.ABORTED):
             return [PeerRejected(client=ClientId(sender), reason="no round is open")]
+        self._bytes_up += len(data)
         return list(self._live().receive(ClientId(sender), data))
 
     def close_phase(self) -> list[ServerEvent]:
@@ -200,10 +232,16 @@ class Server:
             RemoteProtocolError: a share does not fit; names the client. The round is over.
         """
         session = self._live()
+        phase, silent = session.phase, len(session.waiting_for)
+        if phase is Phase.ADVERTISE_KEYS:
+            silent -= len(self._roster) - self.config.clients  # a roster may have more clients than a round
+        self._missing[phase] = max(0, silent)
         with ExitStack() as on_failure:
+            on_failure.callback(self._clock, phase)
             on_failure.callback(self.abandon)
             events = session.close_phase()
             on_failure.pop_all()
+        self._clock(phase)
         self._unmasking |= session.phase is Phase.UNMASK
         return [self._result(event) if isinstance(event, AggregateReady) else event for event in events]
 
@@ -214,6 +252,10 @@ class Server:
         if reservation is not None and self.ledger is not None:
             settle = self.ledger.charge if unmasking else self.ledger.release
             settle(reservation)
+
+    def _clock(self, phase: Phase) -> None:
+        now = perf_counter()
+        self._seconds[phase], self._began = now - self._began, now
 
     def _live(self) -> PairwiseServer:
         if self._session is None:
@@ -246,6 +288,9 @@ class Server:
             ladder=rungs,
             transcript=ready.transcript,
             config=config,
+            missing=dict(self._missing),
+            seconds=dict(self._seconds),
+            bytes_up=self._bytes_up,
         )
 
 

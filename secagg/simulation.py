@@ -19,7 +19,7 @@ from protocols.session import SERVER_TRANSITIONS
 
 from .client import Client
 from .config import AggregationConfig
-from .history import MemoryHistory
+from .history import HistoryStore, MemoryHistory
 from .layout import Arrays
 from .pipeline import Update, finish
 from .server import AggregationResult, Server
@@ -102,14 +102,14 @@ class Simulation:
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
-        groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
+        self._groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
             client: self.client_type(
                 config,
                 client,
                 identity=identities[client],
                 roster=self._roster,
-                history=MemoryHistory(groups=groups),
+                history=self._history(client),
                 ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
@@ -135,7 +135,7 @@ class Simulation:
             BudgetExceededError: the server's or a client's budget does not allow another round.
             Others as for `simulate`.
         """
-        silent_from = {ClientId(client): phase for client, phase in _plan(drop).items()}
+        silent_from = {ClientId(client): phase for client, phase in drop_phases(drop).items()}
         unknown = sorted(set(silent_from) - set(self._clients))
         if unknown:
             raise ValueError(f"clients {unknown} of the drop plan do not take part")
@@ -190,15 +190,26 @@ class Simulation:
                 party.abandon()
 
     @property
+    def server(self) -> Server:
+        """The server of all rounds."""
+        return self._server
+
+    @property
+    def ledgers(self) -> dict[str, PrivacyLedger]:
+        """The ledger of each party, by the name of its file; none without privacy."""
+        parties = {"server": self._server.ledger}
+        parties |= {f"client-{client}": party.ledger for client, party in self._clients.items()}
+        return {name: ledger for name, ledger in parties.items() if ledger is not None}
+
+    @property
     def seed(self) -> bytes:
         """The public seed of the present or last round's rotation, for clients that rotate by themselves."""
         return self._server.seed
 
     def close(self) -> None:
         """Closes all ledgers."""
-        for ledger in (self._server.ledger, *(client.ledger for client in self._clients.values())):
-            if ledger is not None:
-                ledger.close()
+        for ledger in self.ledgers.values():
+            ledger.close()
 
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
@@ -210,6 +221,9 @@ class Simulation:
         if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
+
+    def _history(self, client: ClientId) -> HistoryStore:
+        return MemoryHistory(groups=self._groups)
 
     def _ledger(self, name: str) -> PrivacyLedger | None:
         budget = self.config.budget()
@@ -224,6 +238,6 @@ class Simulation:
         return PrivacyLedger.create(path, budget=budget)
 
 
-def _plan(drop: DropPlan) -> Mapping[int, Phase]:
+def drop_phases(drop: DropPlan) -> Mapping[int, Phase]:
     """A set of clients drops out after ShareKeys, where it costs the server most."""
     return drop if isinstance(drop, Mapping) else dict.fromkeys(drop, Phase.MASKED_INPUT)

@@ -12,74 +12,51 @@ What a client does in step 2 follows from the privacy unit:
 
 The model that `train` returns is the mean of the models of the second half of the rounds. That is post-processing: it
 costs no privacy, and it averages noise out.
+
+With a checkpoint the run survives a crash: called again with the same arguments, `train` goes on after the last round
+that had finished. A round in flight is charged in full and done again, with new keys and new noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dp import LocalRecordLevel, PrivacyBudget, PrivacyLedger, RecordLevel, local_noise, planned_budget
+from dp import (
+    BudgetExceededError,
+    LedgerError,
+    LocalRecordLevel,
+    PrivacyError,
+    RecordLevel,
+    local_noise,
+    planned_budget,
+)
+from protocols import ProtocolError
 
 from .adapters.torch import load_parameters, parameters_of
+from .callbacks import AbortRecord, AnyCallback, Callbacks, RoundRecord
+from .checkpoint import Checkpoint, Saved, enrol, has_ledgers, settle
 from .config import AggregationConfig
-from .pipeline import Update
-from .riders import Contribution, PrivateWeights
+from .learners import Arrays, FederatedAveraging, FederatedSgd, Learner, LocalPrivateSgd, Loss
 from .server import AggregationResult
 from .simulation import DropPlan, Simulation, Tap
 from .statement import statement
 
 try:
-    import torch
-    from torch import Tensor, nn
-    from torch.utils.data import DataLoader, Dataset
+    from torch import nn
+    from torch.utils.data import Dataset
 except ImportError as error:
     raise ImportError("train() needs PyTorch and Opacus: pip install 'secagg[torch]'") from error
 
-Arrays = dict[str, NDArray[np.floating]]
-Loss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["RoundRecord", "TrainingResult", "sum_cross_entropy", "train"]
 
 sum_cross_entropy: Loss = partial(nn.functional.cross_entropy, reduction="sum")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundRecord:
-    """One finished round.
-
-    Attributes:
-        round: its number, from 1.
-        survivors: clients in the sum.
-        dropouts: clients that were invited and are not in it.
-        epsilon: spent so far against the server and the assumed colluders; infinity without privacy.
-        clip_norm: of this round.
-        score: what `evaluate` said of the model after this round; None without `evaluate`.
-        riders: the mean of each metric that rode along, noised if the configuration says so.
-    """
-
-    round: int
-    survivors: int
-    dropouts: int
-    epsilon: float
-    clip_norm: float
-    score: float | None
-    riders: Mapping[str, float]
-
-    def metrics(self) -> dict[str, float]:
-        """A flat dictionary for experiment trackers."""
-        values: dict[str, float] = {
-            "round/survivors": self.survivors,
-            "round/dropouts": self.dropouts,
-            "privacy/epsilon": self.epsilon,
-            "privacy/clip_norm": self.clip_norm,
-        }
-        values |= {f"clients/{name}": value for name, value in self.riders.items()}
-        return values if self.score is None else values | {"model/score": self.score}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,14 +67,14 @@ class TrainingResult:
         model: the mean of the models of the second half of the rounds.
         rounds: one record for each round.
         exact_sums: rounds whose released sum was compared with the plain integer sum and found equal.
-        last: the last round's result.
+        last: the last round's result; None if all rounds had finished before this call.
         config: what was agreed.
     """
 
     model: nn.Module
     rounds: tuple[RoundRecord, ...]
     exact_sums: int
-    last: AggregationResult
+    last: AggregationResult | None
     config: AggregationConfig
 
     def statement(self) -> str:
@@ -119,8 +96,9 @@ def train(
     loss: Loss = sum_cross_entropy,
     evaluate: Callable[[nn.Module], float] | None = None,
     drop: Callable[[int], DropPlan] | None = None,
-    callbacks: Iterable[Callable[[RoundRecord], None]] = (),
+    callbacks: Iterable[AnyCallback] = (),
     ledger_directory: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     tap: Tap | None = None,
 ) -> TrainingResult:
     """Trains one model over the data of all clients, none of which leaves its client.
@@ -137,254 +115,152 @@ def train(
         loss: `loss(outputs, targets)`, summed over the records.
         evaluate: a score of the model after each round, on public data.
         drop: who falls silent in a given round (numbered from 1).
-        callbacks: called with the record of every finished round.
-        ledger_directory: where all parties keep their budgets; in memory if None.
+        callbacks: told of every finished round, and of the one that ends the run: functions or `Callback`s.
+        ledger_directory: where all parties keep their budgets; in memory, or in the checkpoint's folder, if None. With
+            a checkpoint it is for this run alone.
+        checkpoint: a folder that makes the run survive a crash. To resume, call again with the same arguments.
         tap: sees every message that reaches the server.
 
     Raises:
         BudgetExceededError: the budget allows no further round; nothing of that round left a client.
         TooFewClientsError: too many clients fell silent.
+        CheckpointError: the checkpoint is damaged or belongs to another run.
+        LedgerError: a ledger is missing, damaged, or older than the checkpoint.
         ValueError: the model does not match the layout, or an argument is out of its range.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    told = Callbacks(callbacks)
+    settings = {
+        "config": config.digest().hex(), "clients": sorted(clients), "rounds": rounds, "learning_rate": learning_rate,
+        "momentum": momentum, "local_epochs": local_epochs, "batch_size": batch_size,
+    }  # fmt: skip
+    store = None if checkpoint is None else Checkpoint(checkpoint, run=settings)
+    saved = None if store is None else store.load()
+    if store is not None:
+        ledger_directory = _ledgers(store, saved, config, clients, ledger_directory)
     # 1. Initialise: the server's model is the model.
     model = model_fn()
     state = parameters_of(model)
     simulation = Simulation(config, clients=clients, ledger_directory=ledger_directory)
-    server: _FederatedSgd | _LocalPrivateSgd | _FederatedAveraging
-    if isinstance(config.privacy, RecordLevel):
-        server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model, simulation)
-    elif isinstance(config.privacy, LocalRecordLevel):
-        server = _LocalPrivateSgd(model_fn, clients, config.privacy, learning_rate, momentum, loss, ledger_directory)
-    else:
-        server = _FederatedAveraging(model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss)
-    records: list[RoundRecord] = []
-    averaged_from = rounds // 2
-    average = {name: np.zeros(array.shape) for name, array in state.items()}
-    callbacks = tuple(callbacks)
+    learner: Learner | None = None
     try:
-        for number in range(1, rounds + 1):
-            # 2. and 3. Train locally and send: each client is asked when the protocol is ready for its update.
-            result = simulation.round(
-                partial(server.update, start=state),
-                drop=() if drop is None else drop(number),
-                model=state,
-                tap=tap,
+        if isinstance(config.privacy, RecordLevel):
+            learner = FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model, simulation)
+        elif isinstance(config.privacy, LocalRecordLevel):
+            learner = LocalPrivateSgd(
+                model_fn, clients, config.privacy, learning_rate, momentum, loss, ledger_directory
             )
-            # 4. and 5. The protocol has aggregated; the server updates the model.
-            state = server.step(state, result)
+        else:
+            learner = FederatedAveraging(
+                model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss
+            )
+        ledgers = simulation.ledgers | learner.ledgers
+        average: Arrays = {name: np.zeros(array.shape) for name, array in state.items()}
+        records: list[RoundRecord] = []
+        result: AggregationResult | None = None
+        if store is not None:
+            settle(saved, ledgers)
+        if saved is not None:
+            state, average = dict(saved.groups["model"]), dict(saved.groups["average"])
+            learner.restore(saved.groups["optimizer"], state)
             load_parameters(model, state)
-            record = RoundRecord(
-                round=number,
-                survivors=len(result.survivors),
-                dropouts=config.clients - len(result.survivors),
-                epsilon=result.epsilon,
-                clip_norm=result.config.clip_norm,
-                score=None if evaluate is None else evaluate(model),
-                riders=result.metrics,
-            )
-            records.append(record)
-            for callback in callbacks:
-                callback(record)
+            simulation.server.config = config.with_clip_norm(saved.clip_norm)
+            records, simulation.exact_sums = list(saved.records), saved.exact_sums
+        averaged_from = rounds // 2
+        for number in range(len(records) + 1, rounds + 1):
+            try:
+                # 2. and 3. Train locally and send: each client is asked when the protocol is ready for its update.
+                result = simulation.round(
+                    partial(learner.update, start=state),
+                    drop=() if drop is None else drop(number),
+                    model=state,
+                    tap=tap,
+                )
+            except BudgetExceededError as error:
+                told.on_budget_refused(error)
+                raise
+            except (ProtocolError, PrivacyError) as error:
+                told.on_abort(error, _aborted(number, simulation))
+                raise
+            # 4. and 5. The protocol has aggregated; the server updates the model.
+            state = learner.step(state, result)
+            load_parameters(model, state)
             if number > averaged_from:
                 for name, array in state.items():
                     average[name] += array / (rounds - averaged_from)
+            records.append(_finished(number, result, simulation, None if evaluate is None else evaluate(model)))
+            if store is not None:
+                store.save(
+                    Saved(
+                        records=tuple(records),
+                        exact_sums=simulation.exact_sums,
+                        groups={"model": state, "average": average, "optimizer": learner.state()},
+                        heads={name: ledger.head for name, ledger in ledgers.items()},
+                        clip_norm=simulation.server.config.clip_norm,
+                    )
+                )
+            told.on_round_end(records[-1])
     finally:
         simulation.close()
-        if isinstance(server, _LocalPrivateSgd):
-            server.close()
+        if learner is not None:
+            learner.close()
     load_parameters(model, {name: array.astype(state[name].dtype) for name, array in average.items()})
     return TrainingResult(
         model=model, rounds=tuple(records), exact_sums=simulation.exact_sums, last=result, config=config
     )
 
 
-class _FederatedAveraging:
-    """Local SGD at the clients; the server adds the mean difference."""
-
-    def __init__(
-        self,
-        model_fn: Callable[[], nn.Module],
-        clients: Mapping[int, Dataset[Any]],
-        config: AggregationConfig,
-        learning_rate: float,
-        momentum: float,
-        local_epochs: int,
-        batch_size: int,
-        loss: Loss,
-    ) -> None:
-        self._named = tuple(name for name, _, _ in config.riders.metrics)
-        if set(self._named) - {"loss"}:
-            raise ValueError(f"local training has one metric, 'loss'; the configuration asks for {self._named}")
-        self._sizes = {client: len(cast(Sized, data)) for client, data in clients.items()}
-        self._weighed = isinstance(config.riders.weights, PrivateWeights)
-        self._model = model_fn()
-        self._loaders = {
-            client: DataLoader(data, batch_size=min(batch_size, len(cast(Sized, data))), shuffle=True)
-            for client, data in clients.items()
-        }
-        self._optimizer = partial(torch.optim.SGD, lr=learning_rate, momentum=momentum)
-        self._epochs = local_epochs
-        self._loss = loss
-
-    def update(self, client: int, start: Arrays) -> Update:
-        """The client's difference to the round's model after its local epochs."""
-        load_parameters(self._model, start)
-        optimizer = self._optimizer(self._model.parameters())
-        self._model.train()
-        total, seen = 0.0, 0
-        for _ in range(self._epochs):
-            for features, targets in self._loaders[client]:
-                optimizer.zero_grad()
-                loss = self._loss(self._model(features), targets)
-                torch.autograd.backward(loss / len(targets))
-                optimizer.step()
-                total, seen = total + float(loss.detach()), seen + len(targets)
-        return Contribution(
-            update={name: array - start[name] for name, array in parameters_of(self._model).items()},
-            weight=float(self._sizes[client]) if self._weighed else None,
-            metrics=dict.fromkeys(self._named, total / seen),
+def _ledgers(
+    store: Checkpoint,
+    saved: Saved | None,
+    config: AggregationConfig,
+    clients: Iterable[int],
+    directory: str | Path | None,
+) -> Path:
+    """The folder of a resumable run's ledgers, which all exist afterwards; new ones only for a new run."""
+    folder = store.ledgers if directory is None else Path(directory)
+    names, budget = ["server", *(f"client-{client}" for client in sorted(clients))], config.budget()
+    if isinstance(config.privacy, LocalRecordLevel):
+        names = [f"steps-{client}" for client in sorted(clients)]
+        budget = planned_budget(config.privacy, local_noise(config.privacy, dimension=config.layout.length))
+    if budget is None:
+        return folder
+    if saved is not None and not has_ledgers(folder):
+        raise LedgerError(
+            f"the ledgers in {folder} are missing: restore those of this run, new ones would forget what was spent"
         )
-
-    def step(self, state: Arrays, result: AggregationResult) -> Arrays:
-        """The next model."""
-        return {name: array + result.mean[name] for name, array in state.items()}
+    enrol(folder, names, budget=budget)
+    return folder
 
 
-class _FederatedSgd:
-    """One private gradient step: per-record gradients at the clients, the optimizer at the server."""
-
-    def __init__(
-        self,
-        model_fn: Callable[[], nn.Module],
-        clients: Mapping[int, Dataset[Any]],
-        config: AggregationConfig,
-        learning_rate: float,
-        momentum: float,
-        loss: Loss,
-        model: nn.Module,
-        simulation: Simulation,
-    ) -> None:
-        from dp.record_level import SecurePrivacyEngine
-
-        if not isinstance(config.privacy, RecordLevel) or config.mechanism is None:
-            raise ValueError(f"federated SGD protects records, the configuration protects {config.privacy.unit!r}")
-        trained, agreed = list(parameters_of(model)), [entry.name for entry in config.layout.entries]
-        if trained != agreed:
-            raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
-        self._model = model
-        self._simulation = simulation
-        self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
-        self._parties: dict[int, tuple[Any, ...]] = {}
-        for client, data in clients.items():
-            own = model_fn()
-            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
-                module=own,
-                optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
-                data_loader=DataLoader(data),
-                unit=config.privacy,
-                mechanism=config.mechanism,
-                loss_reduction="sum",
-                criterion=loss if config.privacy.rounding == "sum" else None,
-                grad_sample_mode="ghost" if config.privacy.rounding == "sum" else "hooks",
-            )
-            module, optimizer, *criterion, loader = made
-            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
-
-    def update(self, client: int, start: Arrays) -> Update:
-        """The client's noised sum of clipped per-record gradients on one secret batch."""
-        own, module, optimizer, loss, batches = self._parties[client]
-        optimizer.abandon()
-        optimizer.rotate(self._simulation.seed if self._simulation.config.rotation else b"")
-        load_parameters(own, start)
-        features, targets = next(batches)
-        if len(targets):
-            loss(module(features), targets).backward()
-        contribution: Update = optimizer.contribution()
-        return contribution
-
-    def step(self, state: Arrays, result: AggregationResult) -> Arrays:
-        """The next model: the server's optimizer on the noised mean gradient."""
-        for name, parameter in self._model.named_parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.from_numpy(result.mean[name].astype(state[name].dtype))
-        self._optimizer.step()
-        return parameters_of(self._model)
+def _finished(number: int, result: AggregationResult, simulation: Simulation, score: float | None) -> RoundRecord:
+    ledger = simulation.server.ledger
+    spent = None if ledger is None else ledger.state()
+    return RoundRecord(
+        round=number,
+        survivors=len(result.survivors),
+        dropouts=result.config.clients - len(result.survivors),
+        missing=result.missing,
+        seconds=result.seconds,
+        bytes_up=result.bytes_up,
+        epsilon=result.epsilon,
+        clip_norm=result.config.clip_norm,
+        delta=getattr(result.config.privacy, "delta", None),
+        budget_fraction=None if spent is None else spent.filter_spent / spent.filter_limit,
+        score=score,
+        riders=result.metrics,
+    )
 
 
-class _LocalPrivateSgd:
-    """Local DP-SGD at the clients, whose budgets are their own; the server adds the mean difference."""
-
-    def __init__(
-        self,
-        model_fn: Callable[[], nn.Module],
-        clients: Mapping[int, Dataset[Any]],
-        unit: LocalRecordLevel,
-        learning_rate: float,
-        momentum: float,
-        loss: Loss,
-        ledger_directory: str | Path | None,
-    ) -> None:
-        from dp.record_level import SecurePrivacyEngine
-
-        self._steps = unit.local_steps
-        self._parties: dict[int, tuple[Any, ...]] = {}
-        for client, data in clients.items():
-            own = model_fn()
-            trained = sum(parameter.numel() for parameter in own.parameters() if parameter.requires_grad)
-            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
-                module=own,
-                optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
-                data_loader=DataLoader(data),
-                unit=unit,
-                ledger=_local_ledger(
-                    ledger_directory, client, planned_budget(unit, local_noise(unit, dimension=trained))
-                ),
-                loss_reduction="sum",
-                criterion=loss if unit.rounding == "sum" else None,
-                grad_sample_mode="ghost" if unit.rounding == "sum" else "hooks",
-            )
-            module, optimizer, *criterion, loader = made
-            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
-
-    def update(self, client: int, start: Arrays) -> Update:
-        """The client's difference to the round's model after its private steps."""
-        own, module, optimizer, loss, batches = self._parties[client]
-        optimizer.abandon()
-        optimizer.original_optimizer.state.clear()
-        load_parameters(own, start)
-        optimizer.start_update()
-        for _ in range(self._steps):
-            features, targets = next(batches)
-            if len(targets):
-                loss(module(features), targets).backward()
-            optimizer.step()
-        update: Update = optimizer.local_update(own)
-        return update
-
-    def step(self, state: Arrays, result: AggregationResult) -> Arrays:
-        """The next model."""
-        return {name: array + result.mean[name] for name, array in state.items()}
-
-    def close(self) -> None:
-        """Closes the clients' ledgers."""
-        for _, _, optimizer, *_ in self._parties.values():
-            optimizer.ledger.close()
-
-
-def _local_ledger(directory: str | Path | None, client: int, budget: PrivacyBudget) -> PrivacyLedger:
-    """A client's own ledger: continued if there is one, else begun."""
-    if directory is None:
-        return PrivacyLedger.create(":memory:", budget=budget)
-    path = Path(directory) / f"steps-{client}.ledger"
-    if path.exists():
-        return PrivacyLedger.open(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return PrivacyLedger.create(path, budget=budget)
-
-
-def _forever(batches: Iterable[Any]) -> Iterator[Any]:
-    """Pass after pass."""
-    while True:
-        yield from batches
+def _aborted(number: int, simulation: Simulation) -> AbortRecord:
+    server, privacy = simulation.server, simulation.config.privacy
+    own = privacy.epsilon if isinstance(privacy, LocalRecordLevel) else math.inf
+    return AbortRecord(
+        round=number,
+        phase=next(reversed(list(server.missing)), None),
+        missing=dict(server.missing),
+        seconds=dict(server.seconds),
+        bytes_up=server.bytes_up,
+        epsilon=own if server.ledger is None else server.ledger.state().epsilon,
+    )

@@ -15,6 +15,7 @@ from dp import PrivacyLedger
 from protocols import Phase
 from secagg.adapters.torch import load_parameters, parameters_of
 from secagg.datasets import load_digits
+from secagg.simulation import SERVER_PHASES
 from secagg.training import RoundRecord, train
 
 CLIENTS, FEATURES, CLASSES, RECORDS = 5, 6, 3, 60
@@ -49,6 +50,12 @@ def config(privacy: secagg.RecordLevel | secagg.ClientLevel | secagg.NoPrivacy) 
     return secagg.AggregationConfig.cross_silo(
         like=parameters_of(model()), clients=CLIENTS, max_dropouts=1, max_colluders=1, privacy=privacy
     )
+
+
+def state_fraction(path: Path) -> float:
+    with PrivacyLedger.open(path) as ledger:
+        state = ledger.state()
+    return state.filter_spent / state.filter_limit
 
 
 def record_level(rounds: int) -> secagg.RecordLevel:
@@ -86,9 +93,12 @@ def test_record_level_learns_within_its_budget(tmp_path: Path) -> None:
                 assert state.rounds_committed == 12
                 assert state.epsilon == spent[-1]
     assert seen[0].metrics().keys() == {
-        *("round/survivors", "round/dropouts"),
-        *("privacy/epsilon", "privacy/clip_norm", "model/score"),
-    }
+        "round/survivors", "round/dropouts", "round/bytes_up", "round/seconds", "privacy/epsilon", "privacy/delta",
+        "privacy/budget_fraction", "privacy/clip_norm", "model/score",
+        *(f"round/missing/{phase.value}" for phase in SERVER_PHASES),
+    }  # fmt: skip
+    assert [record.missing[Phase.MASKED_INPUT] for record in seen] == [1] * 12
+    assert seen[-1].budget_fraction == state_fraction(tmp_path / "server.ledger")
 
 
 def test_sixteen_bits_rotate_records_and_learn() -> None:
