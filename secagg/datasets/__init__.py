@@ -6,6 +6,7 @@ Hospitals (`load_thyroid`, `load_health_insurance`, `load_breast_cancer`), intru
 
 from .core import Dataset, DatasetError, dirichlet_partition, load_digits, split
 from .real import (
+    INTRUSIONS,
     load_breast_cancer,
     load_health_insurance,
     load_intrusion,
@@ -15,6 +16,7 @@ from .real import (
 )
 
 __all__ = [
+    "INTRUSIONS",
     "Dataset",
     "DatasetError",
     "dirichlet_partition",

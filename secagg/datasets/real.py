@@ -39,6 +39,9 @@ _INTRUSION = {  # pair of attacks: digest; the first one of a pair is the rare o
     ("rootkit-imap", "back"): "5cf37f623bf8823e",
 }
 
+INTRUSIONS = tuple(sorted({name for pair in _INTRUSION for name in pair}))
+"""The attacks of `load_intrusion`, in the order of its labels."""
+
 _FLAGS = (
     "on_thyroxine", "query_on_thyroxine", "on_antithyroid_meds", "sick", "pregnant", "thyroid_surgery",
     "I131_treatment", "query_hypothyroid", "query_hyperthyroid", "lithium", "goitre", "tumor", "hypopituitary", "psych",
@@ -148,7 +151,6 @@ def load_intrusion() -> Dataset:
         ImportError: the package that carries the data is not installed.
         DatasetError: an installed file differs from the known one.
     """
-    names = sorted({name for pair in _INTRUSION for name in pair})
     rows: dict[tuple[str, ...], int] = {}
     for (rare, common), digest in _INTRUSION.items():
         folder = f"kddcup-{rare}_vs_{common}"
@@ -156,13 +158,13 @@ def load_intrusion() -> Dataset:
         for line in text.decode().splitlines():
             if line and not line.startswith("@"):
                 *values, label = (cell.strip() for cell in line.split(","))
-                rows.setdefault(tuple(values), names.index(rare if label == "positive" else common))
+                rows.setdefault(tuple(values), INTRUSIONS.index(rare if label == "positive" else common))
     table = np.array(list(rows))
     features = [np.log1p(table[:, at].astype(float)) / np.log1p(largest) for at, largest in _CONNECTION.items()]
     for at, kinds in ((1, _PROTOCOLS), (2, _SERVICES), (3, _STATES)):
         features += [table[:, at] == kind for kind in kinds]
     labels = np.array(list(rows.values()), dtype=np.int64)
-    return Dataset(name="intrusion", features=_matrix(features), labels=labels, classes=len(names))
+    return Dataset(name="intrusion", features=_matrix(features), labels=labels, classes=len(INTRUSIONS))
 
 
 def load_telemetry() -> Dataset:
