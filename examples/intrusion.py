@@ -81,8 +81,8 @@ def intrusion(quick):
         clip_norm=1.0, epsilon=EPSILON, delta=DELTA, rounds=rounds, sampling_rate=0.05, records=len(training)
     )
     fedavg = federated(
-        training, sites, secagg.NoPrivacy(clip_norm=100.0), rounds=epochs, learning_rate=0.1,
-        drop=lambda number: drop(number, epochs),
+        training, sites, secagg.NoPrivacy(clip_norm=100.0), rounds=3 * epochs, learning_rate=0.3, local_epochs=2,
+        drop=lambda number: drop(number, 3 * epochs),
     )  # fmt: skip
     private = federated(
         training, sites, unit, rounds=rounds, learning_rate=2.0, drop=lambda number: drop(number, rounds)

@@ -17,9 +17,9 @@ import sysconfig
 from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
+from pydoc_data import topics
 
 import torch
-from pydoc_data import topics
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -30,6 +30,7 @@ from secagg.training import train
 SEED, RATE, EPSILON, DELTA, CLIP_NORM = 0, 0.3, 8.0, 1e-5, 1.0
 QUARTER, LARGEST_COHORT = 0.25, 50_000  # of the largest update; the library takes cohorts up to 65,520
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+MEMORY = 3000  # words that a keyboard remembers
 OTHER = 0  # every word outside the vocabulary: an input like any other, never a suggestion
 
 
@@ -58,7 +59,8 @@ def examples(text, number_of):
     """Pairs of (two words, the next word) whose next word is in the vocabulary."""
     words = torch.tensor([number_of.get(word, OTHER) for word in WORD.findall(text.lower())])
     contexts, following = torch.stack([words[:-2], words[1:-1]], dim=1), words[2:]
-    return contexts[following != OTHER], following[following != OTHER]
+    known = (following != OTHER).nonzero().flatten()[:MEMORY]
+    return contexts[known], following[known]
 
 
 class NextWord(nn.Module):
@@ -108,15 +110,15 @@ def main(arguments=None):
         first, shown = hits(scores, following)
         print(f"{name:<40} first suggestion right {first:4.1f} %   one of three {shown:4.1f} %")
 
-    def config(privacy, cohort=len(data)):
+    def config(privacy, cohort):
         return secagg.AggregationConfig.cross_device(
             like=parameters_of(model_fn()), clients=cohort, max_dropouts=max(1, cohort // 10),
             max_colluders=cohort // 20, privacy=privacy,
         )  # fmt: skip
 
-    def learn(agreed, **other):
+    def learn(agreed, rounds, **other):
         trained = train(
-            model_fn, data, agreed, rounds=rounds, learning_rate=RATE,
+            model_fn, data, agreed, rounds=rounds, learning_rate=RATE, batch_size=64,
             drop=lambda number: {number % len(data) + 1},  # in every round another one goes silent half-way
             callbacks=[lambda done: print(f"  round {done.round} of {rounds}: {done.survivors} speakers", flush=True)],
             **other,
@@ -130,8 +132,10 @@ def main(arguments=None):
         tap=lambda client, _, message: received.update({client: len(message)}),
     )
     own, shown = float(received.total()) / len(data) / rounds, masked.config.upload_bytes
-    private = config(secagg.ClientLevel(clip_norm=CLIP_NORM, epsilon=EPSILON, delta=DELTA, rounds=rounds))
-    _, noised = learn(private)
+    private = config(
+        secagg.ClientLevel(clip_norm=CLIP_NORM, epsilon=EPSILON, delta=DELTA, rounds=rounds // 2 + 1), len(data)
+    )
+    _, noised = learn(private, private.privacy.rounds)
 
     frequencies = torch.tensor([0.0, *(float(count) for _, count in reference.most_common(vocabulary - 1))])
     report("always the most frequent words", frequencies.expand(len(following), -1))
@@ -149,7 +153,7 @@ def main(arguments=None):
         f"It would be {config(private.privacy, cohort).relative_error:.2f} times with {cohort:,}: "
         f"secagg plan --dimension {private.layout.length} --clients {cohort} --max-dropouts {cohort // 10} "
         f"--max-colluders {cohort // 20} --unit client --clip-norm {CLIP_NORM:g} --epsilon {EPSILON:g} "
-        f"--delta {DELTA:g} --rounds {rounds}"
+        f"--delta {DELTA:g} --rounds {private.privacy.rounds}"
     )
 
 
