@@ -27,7 +27,7 @@ import secagg
 from secagg.adapters.torch import parameters_of
 from secagg.training import train
 
-SEED, RATE, EPSILON, DELTA, CLIP_NORM = 0, 0.3, 8.0, 1e-5, 1.0
+SEED, RATE, EPSILON, DELTA, CLIP_NORM = 0, 0.5, 8.0, 1e-5, 1.0
 QUARTER, LARGEST_COHORT = 0.25, 50_000  # of the largest update; the library takes cohorts up to 65,520
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 MEMORY = 3000  # words that a keyboard remembers
@@ -87,7 +87,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     quick = options.quick
-    vocabulary, width, clients, rounds = (100, 4, 8, 3) if quick else (500, 16, 40, 20)
+    vocabulary, width, clients, rounds = (100, 4, 8, 8) if quick else (500, 16, 40, 20)
 
     reference = Counter(WORD.findall(" ".join(topics.topics.values()).lower()))
     number_of = {word: number for number, (word, _) in enumerate(reference.most_common(vocabulary - 1), 1)}
@@ -127,15 +127,12 @@ def main(arguments=None):
             return trained, trained.model(contexts)
 
     received = Counter()
-    masked, scores = learn(
-        config(secagg.NoPrivacy(clip_norm=100.0)),
-        tap=lambda client, _, message: received.update({client: len(message)}),
-    )
+    exact = config(secagg.NoPrivacy(clip_norm=100.0), len(data))
+    masked, scores = learn(exact, rounds, tap=lambda client, _, message: received.update({client: len(message)}))
     own, shown = float(received.total()) / len(data) / rounds, masked.config.upload_bytes
-    private = config(
-        secagg.ClientLevel(clip_norm=CLIP_NORM, epsilon=EPSILON, delta=DELTA, rounds=rounds // 2 + 1), len(data)
-    )
-    _, noised = learn(private, private.privacy.rounds)
+    unit = secagg.ClientLevel(clip_norm=CLIP_NORM, epsilon=EPSILON, delta=DELTA, rounds=rounds // 2 + 1)
+    private = config(unit, len(data))
+    _, noised = learn(private, unit.rounds)
 
     frequencies = torch.tensor([0.0, *(float(count) for _, count in reference.most_common(vocabulary - 1))])
     report("always the most frequent words", frequencies.expand(len(following), -1))
@@ -147,13 +144,13 @@ def main(arguments=None):
     )
     print(f"With {len(data)} speakers the noise in the mean is {private.relative_error:.1f} times the largest update.")
     cohort = len(data)
-    while cohort < LARGEST_COHORT and config(private.privacy, cohort).relative_error > QUARTER:
+    while cohort < LARGEST_COHORT and config(unit, cohort).relative_error > QUARTER:
         cohort *= 2
     print(
-        f"It would be {config(private.privacy, cohort).relative_error:.2f} times with {cohort:,}: "
+        f"It would be {config(unit, cohort).relative_error:.2f} times with {cohort:,}: "
         f"secagg plan --dimension {private.layout.length} --clients {cohort} --max-dropouts {cohort // 10} "
         f"--max-colluders {cohort // 20} --unit client --clip-norm {CLIP_NORM:g} --epsilon {EPSILON:g} "
-        f"--delta {DELTA:g} --rounds {private.privacy.rounds}"
+        f"--delta {DELTA:g} --rounds {unit.rounds}"
     )
 
 

@@ -1,9 +1,10 @@
-"""From an Opacus loop to a federation, in three steps: your loop, then weights and metrics, then an audit of your budget.
+"""From an Opacus loop to a federation: your loop, then weights and metrics that ride masked, then an audit.
 
 1. Four hospitals run the loop that every Opacus tutorial shows. What is new: `loss_reduction="sum"`, and that the step
    is on the sum over all hospitals, which arrives after a round.
-2. Any local training: each hospital's number of records weighs its update, and its loss rides along. Nobody sees either:
-   they travel in the same masked vector. (Noise for whole hospitals needs hundreds of them: epsilon is infinite here.)
+2. Any local training: each hospital's number of records weighs its update, and its loss rides along. Nobody sees
+   either: they travel in the same masked vector. Noise for whole hospitals would need hundreds of them: epsilon is
+   infinite here.
 3. The claimed epsilon is put to the test on the code that keeps it, and the same test on a bug made on purpose.
 
     python examples/own_loop.py [--quick]
@@ -52,7 +53,7 @@ def opacus_loop(hospitals, test, records, rounds):
         engine = SecurePrivacyEngine()
         module, optimizer, loader = engine.make_private(
             module=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=2.0, momentum=0.9),
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.25, momentum=0.9),
             data_loader=DataLoader(data),
             loss_reduction="sum",
             unit=unit,
@@ -144,7 +145,7 @@ def main(arguments=None):
         for number, part in enumerate(parts, 1)
     }
     print(f"{len(training)} breast masses at {HOSPITALS} hospitals, {len(test)} for the test")
-    config = opacus_loop(hospitals, test, len(training), rounds=10 if quick else 100)
+    config = opacus_loop(hospitals, test, len(training), rounds=30 if quick else 100)
     weights_and_metrics(hospitals, test, rounds=3 if quick else 30)
     own_audit(config, trials=150 if quick else 3000)
 
