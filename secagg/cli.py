@@ -79,10 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(command=_plan)
 
     from .audit_command import add_audit_command
+    from .doctor_command import add_doctor_command
     from .ledger_command import add_ledger_command
 
     add_ledger_command(commands)
     add_audit_command(commands)
+    add_doctor_command(commands)
     return parser
 
 

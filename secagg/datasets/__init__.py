@@ -7,6 +7,7 @@ Hospitals (`load_thyroid`, `load_health_insurance`, `load_breast_cancer`), intru
 from .core import Dataset, DatasetError, dirichlet_partition, load_digits, split
 from .real import (
     INTRUSIONS,
+    installed,
     load_breast_cancer,
     load_health_insurance,
     load_intrusion,
@@ -20,6 +21,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "dirichlet_partition",
+    "installed",
     "load_breast_cancer",
     "load_digits",
     "load_health_insurance",

