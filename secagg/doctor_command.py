@@ -114,9 +114,8 @@ def _shadows(folder: Path) -> Iterator[Finding]:
         if here != home:
             found += [path for path in (here / f"{name}.py", here / name / "__init__.py") if path.is_file()]
     for path in found:
-        yield Finding(
-            name="shadowed name", status=PROBLEM, value=str(path), advice="rename it: Python would import it instead"
-        )
+        place, advice = str(path.relative_to(here)), "rename it: Python would import it instead"
+        yield Finding(name="shadowed name", status=PROBLEM, value=place, advice=advice)
     if not found:
         yield Finding(name="shadowed names", status=OK, value="none in this folder")
 
