@@ -297,14 +297,12 @@ class _Game:
         match self.lie, phase:
             case "another round", Phase.SHARE_KEYS:
                 return encode(msgspec.structs.replace(decode(data, KeyBundles, limit=limit), context=bytes(32)))
-            case (("swapped key" | "missing client"), Phase.SHARE_KEYS):
-                bundles = decode(data, KeyBundles, limit=limit)
-                victim = next(bundle for bundle in bundles.bundles if bundle.client != to)
-                others = [bundle for bundle in bundles.bundles if bundle is not victim]
-                if self.lie == "swapped key":
-                    others.append(msgspec.structs.replace(victim, mask_key=victim.channel_key))
-                    others.sort(key=lambda bundle: bundle.client)
-                return encode(msgspec.structs.replace(bundles, bundles=tuple(others)))
+            case "swapped key", Phase.SHARE_KEYS:
+                keys = decode(data, KeyBundles, limit=limit)
+                victim = next(bundle for bundle in keys.bundles if bundle.client != to)
+                own = msgspec.structs.replace(victim, mask_key=AgreementKey(secure_random()(32), HYBRID).public)
+                swapped = tuple(own if bundle is victim else bundle for bundle in keys.bundles)
+                return encode(msgspec.structs.replace(keys, bundles=swapped))
             case "permuted shares", Phase.MASKED_INPUT:
                 shares = decode(data, SealedShares, limit=limit)
                 return encode(msgspec.structs.replace(shares, sealed=shares.sealed[::-1]))
