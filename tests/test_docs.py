@@ -59,7 +59,7 @@ def test_code_runs_as_printed(name: str, tmp_path: Path, monkeypatch: pytest.Mon
             return block[0]
         if printed.getvalue().strip() != expected.strip():
             differences.append((expected, printed.getvalue()))
-        return f"```python\n{code}```\n```text\n{printed.getvalue().strip()}\n```"
+        return f"```python\n{code}```\n```text\n{printed.getvalue().rstrip()}\n```"
 
     text = (ROOT / name).read_text()
     updated, blocks = PYTHON_BLOCK.subn(run, text)
