@@ -8,7 +8,18 @@ import sys
 
 from protocols import ProtocolError
 
-from . import communication, degrees, heterogeneity, lattice, scaling, sizes, speed, tables, utility
+from . import (
+    communication,
+    degrees,
+    heterogeneity,
+    lattice,
+    record_level,
+    scaling,
+    sizes,
+    speed,
+    tables,
+    utility,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, each beside its floor.")
     commands = parser.add_subparsers(required=True, metavar="NAME")
-    for benchmark in (speed, sizes, scaling, degrees, lattice, utility, heterogeneity, communication, tables):
+    for benchmark in (
+        speed, sizes, scaling, record_level, degrees, lattice, utility, heterogeneity, communication, tables,
+    ):  # fmt: skip
         benchmark.add_command(commands)
     options = parser.parse_args(
         arguments, argparse.Namespace(line=shlex.join(["python", "-m", "benchmarks", *arguments]))

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. Times are CPU seconds of this process, apart for each party. Clients run one after the other; the median counts.
+1. Times are CPU seconds, apart for each party. Clients take turns (`crews`); the median counts.
 2. `mask` is the whole `contribute` call: pack, derive, expand, add, hash, sign. `unmask` is the whole last phase:
    reconstruct, agree, derive, expand, subtract, unpack. `total` is everything that a party computes.
 3. Dropouts fall silent after ShareKeys, where they cost the server most.
@@ -17,11 +17,13 @@ import builtins
 import os
 import statistics
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -29,32 +31,34 @@ from protocols import (
     AggregateReady,
     ClientId,
     ClientPolicy,
-    ContributionNeeded,
+    ClientSession,
     Event,
     History,
     Identity,
     PairwiseClient,
     PairwiseServer,
     PeerRejected,
-    PersistBeforeSend,
     Phase,
     Roster,
     RoundConfig,
     SendMessage,
+    ServerSession,
     required_threshold,
 )
 from protocols.graph import Degree
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
+from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CANARIES, least_noise_bits, least_threshold, signature_kind
 from protocols.one_shot.wire import Contribution, decode_contribution
 from protocols.partial import Map
 from protocols.primitives import ring_mask
 from protocols.primitives.keys import SUITES
-from protocols.primitives.packing import UInt32Vector, largest_entry, packed_bytes
+from protocols.primitives.packing import largest_entry, packed_bytes
 from protocols.wire import MaskedInput, decode_signed, message_limit
 
+from .crews import Computed, Crew, To, at_work, process_peak_bytes
 from .harness import Stopwatch, best_cpu_seconds
 
+Server = TypeVar("Server", bound=ServerSession)
 REPEAT = 3
 COLLUDERS = 10  # percent of the clients that may collude, unless a benchmark is told otherwise
 
@@ -100,34 +104,60 @@ def expansion(threads: int) -> Iterator[Map]:
         yield pool.map
 
 
-class Round:
-    """All parties of one round. Vectors are made when they are needed; what reaches the server is kept.
+class Inbox:
+    """Messages in the order of their arrival; on disk, for those of a large round would not fit beside its parties."""
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115 - it lives as long as this object
+        self._close = weakref.finalize(self, self._file.close)
+        self.entries: list[tuple[ClientId, int, int]] = []  # sender, place, size
+
+    def append(self, sender: ClientId, data: bytes) -> None:
+        """Keeps one message."""
+        self.entries.append((sender, self._file.seek(0, os.SEEK_END), len(data)))
+        self._file.write(data)
+
+    def __iter__(self) -> Iterator[tuple[ClientId, bytes]]:
+        for sender, place, size in self.entries:
+            self._file.seek(place)
+            yield sender, self._file.read(size)
+
+    def bytes_from(self, sender: ClientId) -> int:
+        """What one party sent."""
+        return sum(size for party, _, size in self.entries if party == sender)
+
+
+class _Timed(Generic[Server]):
+    """What rounds of all protocols share: every call of a party is timed, and what reaches the server is kept.
 
     Args:
-        config: the round; as many clients as may vanish do.
-        map: where the server expands masks.
+        config: the round.
+        parties: those that ever speak.
+        survivors: clients that contribute.
+        largest_entry: of a vector.
+        new_server: makes a server.
+        processes: among how many the parties are divided.
 
     Attributes:
         inbox: by phase, every message that the server received.
     """
 
-    def __init__(self, config: RoundConfig, *, map: Map = builtins.map) -> None:  # noqa: A002 - as in PairwiseServer
-        self.config, self.map = config, map
-        ids = [ClientId(client) for client in range(1, config.cohort + 1)]
-        self.dropped = frozenset(ids[: config.cohort - config.min_survivors])
-        identities = {client: Identity.generate() for client in ids}
-        self.roster = Roster({client: identity.public for client, identity in identities.items()})
-        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
-        self.clients = {
-            client: PairwiseClient(
-                config, client, identity=identities[client], roster=self.roster, policy=policy, history=History()
-            )
-            for client in ids
-        }
-        self.server = PairwiseServer(config, roster=self.roster, map=map)
-        self.inbox: dict[Phase, list[tuple[ClientId, bytes]]] = {}
-        self._watches = {client: Stopwatch() for client in ids}
-        self._plain = np.zeros(config.length, dtype=np.uint32)
+    def __init__(
+        self,
+        config: RoundConfig | OneShotConfig,
+        *,
+        parties: Mapping[ClientId, ClientSession | OneShotMember],
+        survivors: frozenset[ClientId],
+        largest_entry: int,
+        new_server: Callable[[], Server],
+        processes: int = 1,
+    ) -> None:
+        self.survivors, self._bits, self._processes = survivors, config.modulus_bits, processes
+        silent = frozenset(parties) - survivors
+        self._crew = Crew(parties, silent=silent, length=config.length, largest_entry=largest_entry)
+        self._computed: list[Computed] = []
+        self.server, self._new_server = new_server(), new_server
+        self.inbox: defaultdict[Phase, Inbox] = defaultdict(Inbox)
         self._result: AggregateReady | None = None
 
     def run(self) -> None:
@@ -136,39 +166,123 @@ class Round:
         Raises:
             ValueError: the sum is not the plain one, or an honest message was refused.
         """
-        for client in self.clients:
-            self._client(client, self.clients[client].start)
-        while self._result is None:
-            for event in self.server.close_phase():
-                match event:
-                    case AggregateReady():
-                        self._result = event
-                    case SendMessage(to=to, data=data) if to is not None:
-                        self._client(to, partial(self.clients[to].receive, data))
-        expected = self._plain & np.uint32(2**self.config.modulus_bits - 1)
-        if not np.array_equal(self._result.vector, expected):
+        with at_work(self._crew, processes=self._processes, leave=self._computed) as answers:
+            messages: list[To] = [(party, None) for party in self._crew.sessions]
+            while self._result is None:
+                for party, data in answers(messages):
+                    self._deliver(party, data)
+                messages = []
+                for event in self.server.close_phase():
+                    match event:
+                        case AggregateReady():
+                            self._result = event
+                        case SendMessage(to=to, data=data) if to is not None and self._listens(to):
+                            messages.append((to, data))
+        plain = sum((computed.plain for computed in self._computed), np.zeros_like(self._result.vector))
+        expected = plain & np.uint32(2**self._bits - 1)
+        if not np.array_equal(self._result.vector, expected) or self.survivors != self._result.survivors:
             raise ValueError("the sum is not the plain one")
+
+    def seconds(self, parties: Iterable[ClientId], part: str) -> float:
+        """The median over some parties."""
+        watches = {party: cpu for computed in self._computed for party, cpu in computed.seconds.items()}
+        return statistics.median(watches[party][part] for party in parties)
 
     def client_seconds(self, part: str) -> float:
         """The median over the surviving clients."""
-        return statistics.median(
-            watch.cpu[part] for client, watch in self._watches.items() if client not in self.dropped
-        )
+        return self.seconds(self.survivors, part)
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process, and those of the clients, ever had in use."""
+        return process_peak_bytes() + sum(computed.peak_bytes for computed in self._computed)
 
     def upload_bytes(self) -> int:
         """All messages of the client with the highest id, which survives."""
-        last = max(self.clients)
-        return sum(len(data) for messages in self.inbox.values() for client, data in messages if client == last)
+        return sum(messages.bytes_from(max(self.survivors)) for messages in self.inbox.values())
+
+    def server_seconds(self) -> Stopwatch:
+        """The server's `total` and `unmask`, in the fastest of a few repetitions."""
+        return min((self.repeat_server() for _ in range(REPEAT)), key=lambda watch: watch.cpu["total"])
+
+    def server_peak_bytes(self) -> int:
+        """The most that a server has allocated at any time in this round, received messages not counted but for one."""
+        tracemalloc.start()
+        self.repeat_server()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    def repeat_server(self) -> Stopwatch:
+        """Gives a new server the same messages.
+
+        Raises:
+            ValueError: it got another sum.
+        """
+        watch = Stopwatch()
+        server = self._new_server()
+        events: list[Event] = []
+        for phase, messages in self.inbox.items():
+            for party, data in messages:
+                with watch.measure("total"):
+                    server.receive(party, data)
+            events.clear()  # the transport has sent them
+            with watch.measure("total"), watch.measure("unmask" if phase is Phase.UNMASK else "route"):
+                events = server.close_phase()
+        match events:
+            case [AggregateReady(transcript=transcript)] if self._result and transcript == self._result.transcript:
+                return watch
+        raise ValueError("from the same messages a second server got another sum")
+
+    def _listens(self, party: ClientId) -> bool:
+        """Whether a party takes messages of the server in the phase that it opens."""
+        return party in self._crew.sessions
+
+    def _deliver(self, party: ClientId, data: bytes) -> None:
+        self.inbox[self.server.phase].append(party, data)
+        for answer in self.server.receive(party, data):
+            if isinstance(answer, PeerRejected):
+                raise ValueError(f"honest party {party} was rejected: {answer.reason}")
+
+
+class Round(_Timed[PairwiseServer]):
+    """All parties of one round.
+
+    Args:
+        config: the round; as many clients as may vanish do.
+        map: where the server expands masks.
+        processes: among how many the clients are divided.
+    """
+
+    def __init__(
+        self,
+        config: RoundConfig,
+        *,
+        map: Map = builtins.map,  # noqa: A002 - as in PairwiseServer
+        processes: int = 1,
+    ) -> None:
+        self.config = config
+        ids = [ClientId(client) for client in range(1, config.cohort + 1)]
+        self.dropped = frozenset(ids[: config.cohort - config.min_survivors])
+        identities = {client: Identity.generate() for client in ids}
+        self.roster = Roster({client: identity.public for client, identity in identities.items()})
+        policy = ClientPolicy(
+            min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders, suite=config.suite
+        )
+        shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
+        super().__init__(
+            config,
+            parties={one: PairwiseClient(config, one, identity=identities[one], **shared) for one in ids},
+            survivors=frozenset(ids) - self.dropped,
+            largest_entry=largest_entry(config.modulus_bits, config.cohort),
+            new_server=lambda: PairwiseServer(config, roster=self.roster, map=map),
+            processes=processes,
+        )
 
     def removed_masks(self) -> int:
         """How many masks the server expands: one for each survivor, one for each pair of a dropout and a survivor."""
         holders = self.server._rules.graph.holders
         pairs = sum(len(set(holders(client)) - self.dropped) for client in self.dropped)
         return self.config.min_survivors + pairs
-
-    def server_seconds(self) -> Stopwatch:
-        """The server's `total` and `unmask`, in the fastest of a few repetitions."""
-        return min((self.repeat_server() for _ in range(REPEAT)), key=lambda watch: watch.cpu["total"])
 
     def verify_seconds(self) -> float:
         """CPU seconds that the server spends on decoding, hashing and checking the signatures of all masked vectors."""
@@ -183,63 +297,10 @@ class Round:
 
         return best_cpu_seconds(verify, repeat=REPEAT)
 
-    def server_peak_bytes(self) -> int:
-        """The most that a server has allocated at any time in this round, received messages not counted."""
-        tracemalloc.start()
-        self.repeat_server()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak
 
-    def repeat_server(self) -> Stopwatch:
-        """Gives a new server the same messages.
-
-        Raises:
-            ValueError: it got another sum.
-        """
-        watch = Stopwatch()
-        server = PairwiseServer(self.config, roster=self.roster, map=self.map)
-        events: list[Event] = []
-        for phase, messages in self.inbox.items():
-            with watch.measure("total"):
-                for client, data in messages:
-                    server.receive(client, data)
-                with watch.measure("unmask" if phase is Phase.UNMASK else "route"):
-                    events = server.close_phase()
-        match events:
-            case [AggregateReady(transcript=transcript)] if self._result and transcript == self._result.transcript:
-                return watch
-        raise ValueError("from the same messages a second server got another sum")
-
-    def _client(self, client: ClientId, call: Callable[[], list[Event]], part: str = "talk") -> None:
-        watch = self._watches[client]
-        with watch.measure("total"), watch.measure(part):
-            events = call()
-        for event in events:
-            match event:
-                case PersistBeforeSend():
-                    self._client(client, self.clients[client].persisted)
-                case ContributionNeeded() if client not in self.dropped:
-                    self._client(client, partial(self.clients[client].contribute, self._vector(client)), "mask")
-                case SendMessage(data=data):
-                    self._deliver(client, data)
-
-    def _deliver(self, client: ClientId, data: bytes) -> None:
-        self.inbox.setdefault(self.server.phase, []).append((client, data))
-        for event in self.server.receive(client, data):
-            if isinstance(event, PeerRejected):
-                raise ValueError(f"honest client {client} was rejected: {event.reason}")
-
-    def _vector(self, client: ClientId) -> UInt32Vector:
-        """The client's vector: a cheap, deterministic pattern; masking takes the same time for any values."""
-        bound = largest_entry(self.config.modulus_bits, self.config.cohort)
-        pattern = np.arange(self.config.length, dtype=np.uint64) * np.uint64(2654435761 * client) % np.uint64(bound + 1)
-        vector = pattern.astype(np.uint32)
-        np.add(self._plain, vector, out=self._plain)
-        return vector
-
-
-def one_shot_config(*, clients: int, dropouts: int, dimension: int, bits: int, members: int) -> OneShotConfig:
+def one_shot_config(
+    *, clients: int, dropouts: int, dimension: int, bits: int, members: int, suite: int = 1
+) -> OneShotConfig:
     """A one-shot round in which exactly `dropouts` clients may vanish and a tenth of the members are corrupt.
 
     A coordinate has `bits` bits, or as many as the errors of the masks leave.
@@ -259,11 +320,12 @@ def one_shot_config(*, clients: int, dropouts: int, dimension: int, bits: int, m
         modulus_bits=min(bits, ring_mask.MODULUS_BITS - least_noise_bits(clients)),
         model=bytes(32),
         binding=bytes(32),
+        suite=suite,
     )
 
 
-class OneShotRound:
-    """All parties of one one-shot round; as `Round`, with the members' times apart.
+class OneShotRound(_Timed[OneShotServer]):
+    """All parties of one one-shot round, with the members' times apart.
 
     Args:
         config: the round; as many clients as may vanish never speak.
@@ -272,123 +334,47 @@ class OneShotRound:
     def __init__(self, config: OneShotConfig) -> None:
         self.config = config
         ids = [ClientId(client) for client in range(1, config.cohort + 1)]
-        self.survivors = ids[config.cohort - config.min_survivors :]
+        survivors = ids[config.cohort - config.min_survivors :]
         identities = {party: Identity.generate() for party in (*ids, *config.committee)}
         self.roster = Roster({party: identity.public for party, identity in identities.items()})
-        policy = ClientPolicy(min_survivors=config.min_survivors, corrupt_holders=config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=config.min_survivors,
+            corrupt_holders=config.corrupt_holders,
+            suite=config.suite,
+            committee=committee_digest(self.roster, config.committee),
+        )
         shared: Any = {"roster": self.roster, "policy": policy, "history": History()}
-        self.clients = {one: OneShotClient(config, one, identity=identities[one], **shared) for one in self.survivors}
-        self.members = {one: OneShotMember(config, one, identity=identities[one], **shared) for one in config.committee}
-        self.parties: Mapping[ClientId, OneShotClient | OneShotMember] = {**self.clients, **self.members}
-        self.server = OneShotServer(config, roster=self.roster)
-        self.inbox: dict[Phase, list[tuple[ClientId, bytes]]] = {}
-        self._watches = {party: Stopwatch() for party in self.parties}
-        self._sealed_bytes: list[int] = []
-        self._plain = np.zeros(config.length, dtype=np.uint32)
-        self._result: AggregateReady | None = None
-
-    def run(self) -> None:
-        """The whole round.
-
-        Raises:
-            ValueError: the sum is not the plain one, or an honest message was refused.
-        """
-        for party, session in self.parties.items():
-            self._party(party, session.start)
-        while self._result is None:
-            events = self.server.close_phase()
-            asked = self.clients if self.server.phase is Phase.MASKED_INPUT else self.members
-            for event in events:
-                match event:
-                    case AggregateReady():
-                        self._result = event
-                    case SendMessage(to=to, data=data) if to is not None and to in asked:
-                        self._party(to, partial(self.parties[to].receive, data))
-            self._sealed_bytes = self.server._rules.sealed_bytes
-        expected = self._plain & np.uint32(2**self.config.modulus_bits - 1)
-        if not np.array_equal(self._result.vector, expected) or set(self.survivors) != self._result.survivors:
-            raise ValueError("the sum is not the plain one")
-
-    def client_seconds(self, part: str) -> float:
-        """The median over the surviving clients."""
-        return statistics.median(self._watches[client].cpu[part] for client in self.survivors)
+        clients = {one: OneShotClient(config, one, identity=identities[one], **shared) for one in survivors}
+        members = {one: OneShotMember(config, one, identity=identities[one], **shared) for one in config.committee}
+        super().__init__(
+            config,
+            parties={**clients, **members},
+            survivors=frozenset(survivors),
+            largest_entry=2**config.modulus_bits - 1,
+            new_server=lambda: OneShotServer(config, roster=self.roster),
+        )
 
     def member_seconds(self) -> float:
         """The median over the members, of everything that one computes."""
-        return statistics.median(self._watches[member].cpu["total"] for member in self.config.committee)
-
-    def upload_bytes(self) -> int:
-        """The contribution of the client with the highest id."""
-        last = self.survivors[-1]
-        return sum(len(data) for messages in self.inbox.values() for party, data in messages if party == last)
-
-    def server_seconds(self) -> Stopwatch:
-        """The server's `total` and `unmask`, in the fastest of a few repetitions."""
-        return min((self.repeat_server() for _ in range(REPEAT)), key=lambda watch: watch.cpu["total"])
+        return self.seconds(self.config.committee, "total")
 
     def verify_seconds(self) -> float:
         """CPU seconds that the server spends on decoding, hashing and checking the signatures of all contributions."""
-        limit = message_limit(max(self.config.cohort, len(self.config.committee)))
+        rules = self.server._rules
+        sealed_bytes = rules.sealed_bytes
 
         def verify() -> None:
             for client, data in self.inbox[Phase.MASKED_INPUT]:
                 frame = decode_contribution(
                     data,
-                    limit=limit,
-                    sealed_bytes=self._sealed_bytes,
+                    suite=rules.suite,
+                    limit=rules.limits[Contribution],
+                    sealed_bytes=sealed_bytes,
                     vector_bytes=4 * (self.config.length + CANARIES),
                 )
                 self.roster.check_signature(client, signature_kind(Contribution), frame.digest, frame.signature)
 
         return best_cpu_seconds(verify, repeat=REPEAT)
 
-    def server_peak_bytes(self) -> int:
-        """The most that a server has allocated at any time in this round, received messages not counted."""
-        tracemalloc.start()
-        self.repeat_server()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak
-
-    def repeat_server(self) -> Stopwatch:
-        """Gives a new server the same messages.
-
-        Raises:
-            ValueError: it got another sum.
-        """
-        watch = Stopwatch()
-        server = OneShotServer(self.config, roster=self.roster)
-        events: list[Event] = []
-        for phase, messages in self.inbox.items():
-            with watch.measure("total"):
-                for party, data in messages:
-                    server.receive(party, data)
-                with watch.measure("unmask" if phase is Phase.UNMASK else "route"):
-                    events = server.close_phase()
-        match events:
-            case [AggregateReady(transcript=transcript)] if self._result and transcript == self._result.transcript:
-                return watch
-        raise ValueError("from the same messages a second server got another sum")
-
-    def _party(self, party: ClientId, call: Callable[[], list[Event]], part: str = "talk") -> None:
-        watch, session = self._watches[party], self.parties[party]
-        with watch.measure("total"), watch.measure(part):
-            events = call()
-        for event in events:
-            match event:
-                case PersistBeforeSend():
-                    self._party(party, session.persisted)
-                case ContributionNeeded() if isinstance(session, OneShotClient):
-                    self._party(party, partial(session.contribute, self._vector(party)), "mask")
-                case SendMessage(data=data):
-                    self.inbox.setdefault(self.server.phase, []).append((party, data))
-                    for answer in self.server.receive(party, data):
-                        if isinstance(answer, PeerRejected):
-                            raise ValueError(f"honest party {party} was rejected: {answer.reason}")
-
-    def _vector(self, client: ClientId) -> UInt32Vector:
-        """As in `Round`: a cheap, deterministic pattern."""
-        pattern = np.arange(self.config.length, dtype=np.uint64) * np.uint64(2654435761 * client)
-        vector = (pattern & np.uint64(2**self.config.modulus_bits - 1)).astype(np.uint32)
-        np.add(self._plain, vector, out=self._plain)
-        return vector
+    def _listens(self, party: ClientId) -> bool:
+        return party in (self.survivors if self.server.phase is Phase.MASKED_INPUT else self.config.committee)

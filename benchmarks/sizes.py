@@ -36,6 +36,7 @@ from protocols.wire import (
 )
 
 from .harness import add_output_options, add_suite_option, publish
+from .one_shot_sizes import count_one_shot
 from .rounds import fixed_degree, round_config
 
 DIGEST = bytes(32)
@@ -44,9 +45,11 @@ DIGEST = bytes(32)
 def add_command(commands: Any) -> None:
     """Registers `sizes`."""
     parser = commands.add_parser("sizes", help="bytes of every message of a round, for one client")
+    parser.add_argument("--protocol", choices=("pairwise", "one_shot"), default="pairwise")
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--dimension", type=int, default=1_000_000)
     parser.add_argument("--degree", type=int, default=None, help="neighbours; default: the complete graph")
+    parser.add_argument("--members", type=int, default=16, help="of the committee (one_shot)")
     parser.add_argument("--bits", type=int, default=32, choices=LANE_BITS)
     add_suite_option(parser)
     add_output_options(parser)
@@ -54,6 +57,18 @@ def add_command(commands: Any) -> None:
 
 
 def _command(options: argparse.Namespace) -> int:
+    if options.protocol == "one_shot":
+        if options.degree is not None:
+            raise ValueError("a one_shot round has no degree")
+        facts = count_one_shot(
+            clients=options.clients,
+            dimension=options.dimension,
+            members=options.members,
+            bits=options.bits,
+            suite=SUITES[options.suite],
+        )
+        publish("sizes-one-shot", facts, options)
+        return 0
     facts = count(
         clients=options.clients,
         dimension=options.dimension,

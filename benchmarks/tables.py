@@ -47,12 +47,17 @@ def render(results: Iterable[Facts]) -> str:
         "benchmarks/speed/1": ("Speed: one round", _speed),
         "benchmarks/speed-one-shot/1": ("Speed: one round of the experimental one-shot protocol", _speed_one_shot),
         "benchmarks/sizes/1": ("Sizes: one client, one round without dropouts", _sizes),
+        "benchmarks/sizes-one-shot/1": (
+            "Sizes: one client and one committee member, one round of the experimental one-shot protocol",
+            _sizes_one_shot,
+        ),
         "benchmarks/scaling/1": ("Scaling: growth with the number of clients", _scaling),
         "benchmarks/heterogeneity/1": (
             "Heterogeneity: strategies on clients that are more and less alike",
             _heterogeneity,
         ),
         "benchmarks/communication/1": ("Communication: accuracy against bytes", _communication),
+        "benchmarks/record_level/1": ("Record level: one DP-SGD step through Opacus", _record_level),
         "benchmarks/utility/1": ("Utility: what privacy of a record costs in accuracy", _utility),
     }
     found: dict[str, list[Facts]] = {schema: [] for schema in sections}
@@ -89,14 +94,17 @@ def _speed(results: Sequence[Facts]) -> list[str]:
 
 def _speed_one_shot(results: Sequence[Facts]) -> list[str]:
     head = (
-        "clients", "members", "threshold", "coordinates", "bits", "dropouts", "client", "member", "server: all",
-        "of it verifying", "server: unmask", "server peak, MB", "upload, MB",
+        "clients", "members", "threshold", "coordinates", "bits", "suite", "dropouts", "client", "member",
+        "server: all", "of it verifying", "server: unmask", "server peak, MB", "upload, MB",
     )  # fmt: skip
     rows = []
     for facts in results:
         server = facts["server"]
         rows.append((
-            *(_count(facts[name]) for name in ("clients", "members", "threshold", "dimension", "bits", "dropouts")),
+            *(
+                _count(facts[name])
+                for name in ("clients", "members", "threshold", "dimension", "bits", "suite", "dropouts")
+            ),
             f"{facts['client']['total_s']:.4f}", f"{facts['member']['total_s']:.4f}", f"{server['total_s']:.3f}",
             f"{server['verify_s']:.3f}", f"{server['unmask_s']:.4f}", f"{server['peak_bytes'] / 1e6:.2f}",
             f"{facts['upload_bytes'] / 1e6:.3f}",
@@ -116,6 +124,29 @@ def _sizes(results: Sequence[Facts]) -> list[str]:
     return _table(head, rows)
 
 
+def _sizes_one_shot(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "",
+        *(
+            f"n = {_count(facts['clients'])}, m = {facts['members']}, t = {facts['threshold']}, "
+            f"d = {_count(facts['dimension'])}, suite {facts['suite']}"
+            for facts in results
+        ),
+    )
+    rows = [
+        (f"{arrow} {message}", *(_count(facts[way][message]) for facts in results))
+        for way, arrow in (
+            ("upload", "client ↑"),
+            ("download", "client ↓"),
+            ("member_upload", "member ↑"),
+            ("member_download", "member ↓"),
+        )
+        for message in results[0][way]
+    ]
+    rows.append(("client's upload above float32", *(f"{facts['overhead_percent']:.2f} %" for facts in results)))
+    return _table(head, rows)
+
+
 def _shape(facts: Facts) -> str:
     return (
         f"n = {_count(facts['clients'])}, k = {facts['degree']}, d = {_count(facts['dimension'])}, "
@@ -125,25 +156,52 @@ def _shape(facts: Facts) -> str:
 
 def _scaling(results: Sequence[Facts]) -> list[str]:
     head = (
-        "coordinates", "bits", "clients", "degree", "threshold", "dropouts", "client: all", "client: mask",
-        "server: all", "server: unmask", "server peak, MB",
+        "coordinates", "bits", "suite", "clients", "degree", "threshold", "dropouts", "client: all", "client: mask",
+        "server: all", "server: unmask", "server peak, MB", "peak / pair, B", "round: wall", "all parties, MB",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for facts in results:
-        shape = (_count(facts["dimension"]), str(facts["bits"]))
+        shape = (_count(facts["dimension"]), str(facts["bits"]), str(facts["suite"]))
         for one in facts["rounds"]:
             client, server = one["client"], one["server"]
             rows.append((
                 *shape, *(_count(one[name]) for name in ("clients", "degree", "threshold", "dropouts")),
                 f"{client['total_s']:.4f}", f"{client['mask_s']:.4f}", f"{server['total_s']:.3f}",
-                f"{server['unmask_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}",
+                f"{server['unmask_s']:.3f}", f"{server['peak_bytes'] / 1e6:.2f}", f"{server['peak_per_pair']:.0f}",
+                f"{one['process']['wall_s']:.0f}", f"{one['process']['peak_bytes'] / 1e6:.0f}",
             ))  # fmt: skip
         slopes = facts["exponents"]
         rows.append((
             *shape, "growth", "", "", "", f"n^{slopes['client']:.2f}", "", f"n^{slopes['server']:.2f}", "",
-            f"n^{slopes['server_peak']:.2f}",
+            f"n^{slopes['server_peak']:.2f}", "", "", "",
         ))  # fmt: skip
     return _table(head, rows)
+
+
+def _record_level(results: Sequence[Facts]) -> list[str]:
+    head = (
+        "model", "parameters", "batch", "step", "dtype", "without noise, ms", "over Opacus", "noise share, ms",
+        "peak, MB",
+    )  # fmt: skip
+    names = {
+        "hooks": "Opacus, hooks", "exact": "`exact` on hooks", "ghost": "Opacus, ghost", "sum": "`sum` on ghost",
+    }  # fmt: skip
+    rows = []
+    for facts in results:
+        for model in facts["models"]:
+            ratios = {"exact": model["exact_over_hooks"], "sum": model["sum_over_ghost"]}
+            for variant, name in names.items():
+                step = model["steps"][variant]
+                ours = variant in ratios
+                rows.append((
+                    model["model"], _count(model["parameters"]), str(model["batch"]), name, step["dtype"],
+                    f"{1e3 * step['step_s']:.1f}", f"{ratios[variant]:.2f}" if ours else "",
+                    f"{1e3 * step['noise_s']:.1f}" if ours else "", f"{step['peak_bytes'] / 1e6:.0f}",
+                ))  # fmt: skip
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {text}" for name, text in facts["versions"].items()) for facts in results
+    )
+    return [*_table(head, rows), "", *(f"With {text}." for text in versions)]
 
 
 def _origin(results: Sequence[Facts]) -> list[str]:

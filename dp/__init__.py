@@ -15,16 +15,22 @@ Example:
 
 from .accounting import (
     ORDERS,
+    DiscreteGaussianEvent,
     EpsilonLadder,
+    GaussianEvent,
+    PrivacyEvent,
     RdpCurve,
     SkellamEvent,
     best_order,
     epsilon,
     epsilon_of_rdp,
+    event_from_dict,
     ladder,
     rdp_budget,
 )
+from .central import CentralGaussian
 from .clipping import AdaptiveClipping, clip_by_l2
+from .comparison import ComparisonRow, compare
 from .encoding import IntegerEncoder, from_ring, required_bits, to_ring
 from .errors import (
     BudgetExceededError,
@@ -35,7 +41,15 @@ from .errors import (
     UnsafeUpdateError,
 )
 from .ledger import LedgerEntry, LedgerState, PrivacyBudget, PrivacyLedger, Reservation
-from .mechanisms import DistributedSkellam, NoisedIntegers, calibrate
+from .local import LocalUpdate, local_epsilon, local_noise, planned_budget
+from .mechanisms import (
+    LAWS,
+    DistributedDiscreteGaussian,
+    DistributedNoise,
+    DistributedSkellam,
+    NoisedIntegers,
+    calibrate,
+)
 from .samplers import (
     FloatMatrix,
     FloatVector,
@@ -43,32 +57,43 @@ from .samplers import (
     RandomBytes,
     UInt32Vector,
     poisson_draw,
+    sample_discrete_gaussian,
     sample_skellam,
     secure_random,
 )
-from .units import ClientLevel, NoPrivacy, PrivacyUnit, RecordLevel
+from .units import ClientLevel, LocalRecordLevel, NoPrivacy, PrivacyUnit, RecordLevel
 
 __secagg_version__ = "0.1.0"
 
 __all__ = [
+    "LAWS",
     "ORDERS",
     "AdaptiveClipping",
     "BudgetExceededError",
     "CapacityError",
+    "CentralGaussian",
     "ClientLevel",
+    "ComparisonRow",
+    "DiscreteGaussianEvent",
+    "DistributedDiscreteGaussian",
+    "DistributedNoise",
     "DistributedSkellam",
     "EpsilonLadder",
     "FloatMatrix",
     "FloatVector",
+    "GaussianEvent",
     "Int64Vector",
     "IntegerEncoder",
     "LedgerEntry",
     "LedgerError",
     "LedgerState",
+    "LocalRecordLevel",
+    "LocalUpdate",
     "NoPrivacy",
     "NoisedIntegers",
     "PrivacyBudget",
     "PrivacyError",
+    "PrivacyEvent",
     "PrivacyLedger",
     "PrivacyUnit",
     "RandomBytes",
@@ -82,13 +107,19 @@ __all__ = [
     "best_order",
     "calibrate",
     "clip_by_l2",
+    "compare",
     "epsilon",
     "epsilon_of_rdp",
+    "event_from_dict",
     "from_ring",
     "ladder",
+    "local_epsilon",
+    "local_noise",
+    "planned_budget",
     "poisson_draw",
     "rdp_budget",
     "required_bits",
+    "sample_discrete_gaussian",
     "sample_skellam",
     "secure_random",
     "to_ring",

@@ -1,4 +1,4 @@
-"""What releases cost: Rényi curves of Skellam noise, their composition, and their conversion to epsilon.
+"""What releases cost: Rényi curves of noised sums, their composition, and their conversion to epsilon.
 
 Rules:
 
@@ -12,7 +12,9 @@ Rules:
 
 Sources:
 
-- the curve: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021;
+- the curves: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS
+  2021; Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
+  Aggregation", ICML 2021; Mironov, "Rényi Differential Privacy", CSF 2017 (the continuous Gaussian);
 - Poisson subsampling at integer orders, for noise whose law is symmetric about the middle of every shift: Mironov,
   Talwar, Zhang, "Rényi Differential Privacy of the Sampled Gaussian Mechanism", 2019;
 - the conversion: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS 2020,
@@ -32,12 +34,13 @@ Example:
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +48,7 @@ from numpy.typing import NDArray
 from .errors import UnaccountableError
 
 if TYPE_CHECKING:
-    from .mechanisms import DistributedSkellam
+    from .mechanisms import DistributedNoise
 
 IntVector = NDArray[np.int64]
 RdpCurve = NDArray[np.float64]
@@ -61,58 +64,60 @@ def _orders() -> tuple[int, ...]:
 
 ORDERS: tuple[int, ...] = _orders()
 
+# How the sum of clipped units becomes integers, in `SkellamEvent.rounding`.
+ROUNDINGS = ("exact", "sum")
+
 # A secret draw compares 64 random bits with floor(q * 2^64): a smaller rate never draws anything.
 SMALLEST_RATE = Fraction(1, 2**64)
 # Sensitivity and noise that differ by more than a factor 2^32 are a mistake; within it no float can overflow.
 _LARGEST_RATIO = 2**64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SkellamEvent:
-    """One release of an integer sum plus Skellam noise, in integer units.
+LEAST_SHARE_STDDEV: Final = 4
+"""Smallest discrete Gaussian share: from here on a sum of shares differs from the closed law by a factor 1 + 10⁻⁶⁰."""
 
-    Adding or removing one unit moves the sum by an integer vector whose squared L2 norm and L1 norm are bounded.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyEvent(ABC):
+    """One release of a sum plus noise. Each kind states what else its curve depends on, in `Fraction` and int >= 1.
 
     Attributes:
-        l2_squared: squared L2 sensitivity, >= 1.
-        l1: L1 sensitivity, >= 1.
-        variance: variance per coordinate of the noise that the adversary does not know; both sensitivities over it must
-            lie in [2^-64, 2^64].
-        dimension: number of coordinates, >= 1. Recorded so that the event is complete; the curve depends on it only
-            through `l1`.
         sampling_rate: rate in [2^-64, 1] at which each unit is included, by an independent draw that the adversary does
             not see. 1 means that no draw is made, or that the adversary knows it.
+        rounding: how the sensitivities were ensured: "exact", each unit was rounded and checked on its own; "sum", the
+            clipped units were summed in floats and rounded once, with a proven bound. For the record only: the
+            sensitivities already count it.
 
     Raises:
         TypeError: a rational field is not a `Fraction`.
         ValueError: a value is outside its bound; the message names both.
     """
 
-    l2_squared: Fraction
-    l1: Fraction
-    variance: Fraction
-    dimension: int
     sampling_rate: Fraction = Fraction(1)
+    rounding: str = "exact"
+
+    kind: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for name in ("l2_squared", "l1", "variance", "sampling_rate"):
-            if not isinstance(getattr(self, name), Fraction):
-                raise TypeError(f"{name} must be a Fraction, got {getattr(self, name)!r}")
-        # Neighbouring integer sums that differ at all differ by at least one step.
-        for name in ("l2_squared", "l1"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.variance <= 0:
-            raise ValueError(f"variance must be > 0, got {self.variance}")
-        for name in ("l2_squared", "l1"):
-            if not Fraction(1, _LARGEST_RATIO) <= getattr(self, name) / self.variance <= _LARGEST_RATIO:
-                raise ValueError(
-                    f"{name} / variance must be in [2^-64, 2^64], got {getattr(self, name)} / {self.variance}"
-                )
-        if type(self.dimension) is not int or self.dimension < 1:
-            raise ValueError(f"dimension must be an int >= 1, got {self.dimension!r}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type is int and (type(value) is not int or value < 1):
+                raise ValueError(f"{entry.name} must be an int >= 1, got {value!r}")
+            if entry.type is Fraction and not isinstance(value, Fraction):
+                raise TypeError(f"{entry.name} must be a Fraction, got {value!r}")
         if not SMALLEST_RATE <= self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in [2^-64, 1], got {self.sampling_rate}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {self.rounding!r}")
+
+    @property
+    @abstractmethod
+    def gaussian_multiplier(self) -> float:
+        """Noise multiplier of the continuous Gaussian mechanism with as much noise for its sensitivity."""
+
+    @abstractmethod
+    def _unsampled(self, orders: IntVector) -> RdpCurve:
+        """Rényi divergence bound at integer orders >= 2 if every unit is included."""
 
     def rdp(self) -> RdpCurve:
         """Rényi divergence bound of this release at each of `ORDERS`, in both directions of the neighbouring relation.
@@ -125,6 +130,71 @@ class SkellamEvent:
             return self._unsampled(np.array(ORDERS, dtype=np.int64))
         return _subsample(self._unsampled(np.arange(2, ORDERS[-1] + 1)), rate)
 
+    def to_dict(self) -> dict[str, str | int]:
+        """Lossless plain form: rationals as "numerator/denominator" text, plus the kind of event."""
+        plain = {
+            name: value if isinstance(value, int | str) else f"{value.numerator}/{value.denominator}"
+            for name, value in asdict(self).items()
+            if (name, value) != ("rounding", "exact")  # as in ledgers that knew no other
+        }
+        return {"event": self.kind, **plain}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Self:
+        """Inverse of `to_dict`; accepts exactly what `to_dict` writes.
+
+        Raises:
+            UnaccountableError: another kind of event, a missing or unknown key, or a value that `to_dict` would not
+                have written.
+        """
+        try:
+            values: dict[str, Any] = {
+                entry.name: _parse(data[entry.name], entry.type)
+                for entry in fields(cls)
+                if entry.name in data or entry.name != "rounding"
+            }
+            event = cls(**values)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise UnaccountableError(f"not a readable {cls.kind} event: {error}") from error
+        if event.to_dict() != data:
+            raise UnaccountableError(f"not what a {cls.kind} event writes: {dict(data)!r}")
+        return event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkellamEvent(PrivacyEvent):
+    """One release of an integer sum plus Skellam noise, in integer units.
+
+    Adding or removing one unit moves the sum by an integer vector whose squared L2 norm and L1 norm are bounded.
+
+    Attributes:
+        l2_squared: squared L2 sensitivity, >= 1.
+        l1: L1 sensitivity, >= 1.
+        variance: variance per coordinate of the noise that the adversary does not know; both sensitivities over it must
+            lie in [2^-64, 2^64].
+        dimension: number of coordinates, >= 1. Recorded so that the event is complete; the curve depends on it only
+            through `l1`.
+    """
+
+    l2_squared: Fraction
+    l1: Fraction
+    variance: Fraction
+    dimension: int
+
+    kind: ClassVar[str] = "skellam"
+
+    def __post_init__(self) -> None:
+        PrivacyEvent.__post_init__(self)  # super() is lost where slots rebuild the class
+        if self.variance <= 0:
+            raise ValueError(f"variance must be > 0, got {self.variance}")
+        for name in ("l2_squared", "l1"):
+            _check_sensitivity(name, getattr(self, name), self.variance)
+
+    @property
+    def gaussian_multiplier(self) -> float:
+        """Standard deviation over L2 sensitivity."""
+        return math.sqrt(self.variance / self.l2_squared)
+
     def _unsampled(self, orders: IntVector) -> RdpCurve:
         """Agarwal, Kairouz, Liu 2021, the multi-dimensional Skellam bound, at integer orders >= 2."""
         l2_ratio = float(self.l2_squared / self.variance)
@@ -133,58 +203,119 @@ class SkellamEvent:
         excess = np.minimum(((2 * orders - 1) * l2_ratio + 6 * l1_ratio) * precision / 4, 1.5 * l1_ratio)
         return np.asarray(orders * l2_ratio / 2 + excess, dtype=np.float64)
 
-    def to_dict(self) -> dict[str, str | int]:
-        """Lossless plain form: rationals as "numerator/denominator" text, plus the kind of event."""
-        plain = {
-            name: value if isinstance(value, int) else f"{value.numerator}/{value.denominator}"
-            for name, value in asdict(self).items()
-        }
-        return {"event": "skellam", **plain}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "SkellamEvent":
-        """Inverse of `to_dict`; accepts exactly what `to_dict` writes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscreteGaussianEvent(PrivacyEvent):
+    """One release of an integer sum plus a sum of independent discrete Gaussian shares, in integer units.
 
-        Raises:
-            UnaccountableError: another kind of event, a missing or unknown key, or a value that `to_dict` would not
-                have written.
+    Attributes:
+        l2_squared: squared L2 sensitivity to one unit, >= 1; over the variance of all shares it must lie in
+            [2^-64, 2^64].
+        share_variance: parameter σ² of each share, >= 16. Finer shares do not add up to anything near a discrete
+            Gaussian.
+        shares: how many shares the adversary does not know.
+        dimension: number of coordinates.
+    """
+
+    l2_squared: Fraction
+    share_variance: Fraction
+    shares: int
+    dimension: int
+
+    kind: ClassVar[str] = "discrete_gaussian"
+
+    def __post_init__(self) -> None:
+        PrivacyEvent.__post_init__(self)
+        if self.share_variance < LEAST_SHARE_STDDEV**2:
+            raise ValueError(f"share_variance must be >= {LEAST_SHARE_STDDEV}^2, got {self.share_variance}")
+        _check_sensitivity("l2_squared", self.l2_squared, self.variance)
+
+    @property
+    def variance(self) -> Fraction:
+        """Parameter σ² of the one discrete Gaussian that the shares together come close to."""
+        return self.shares * self.share_variance
+
+    @property
+    def gaussian_multiplier(self) -> float:
+        """Standard deviation over L2 sensitivity."""
+        return math.sqrt(self.variance / self.l2_squared)
+
+    def _unsampled(self, orders: IntVector) -> RdpCurve:
+        """Kairouz, Liu, Steinke 2021, Proposition 14, the first of its three bounds: a D²/2 + τ d.
+
+        The other two only pay where τ d is comparable to D²; with the least share, τ is below 10⁻⁶⁰ per share.
         """
-        try:
-            dimension = data["dimension"]
-            if not isinstance(dimension, int):
-                raise TypeError(f"dimension must be an int, got {dimension!r}")
-            event = cls(
-                l2_squared=_parse_fraction(data["l2_squared"]),
-                l1=_parse_fraction(data["l1"]),
-                variance=_parse_fraction(data["variance"]),
-                dimension=dimension,
-                sampling_rate=_parse_fraction(data["sampling_rate"]),
-            )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise UnaccountableError(f"not a readable Skellam event: {error}") from error
-        if event.to_dict() != data:
-            raise UnaccountableError(f"not what a Skellam event writes: {dict(data)!r}")
-        return event
+        excess = sum_of_gaussians_excess(self.shares, self.share_variance) * self.dimension
+        return np.asarray(orders * float(self.l2_squared / self.variance) / 2 + excess, dtype=np.float64)
 
 
-PrivacyEvent: TypeAlias = SkellamEvent  # of the kinds that a ledger may hold
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaussianEvent(PrivacyEvent):
+    """One release of a sum of reals plus continuous Gaussian noise that one party adds, as textbooks have it.
+
+    Attributes:
+        noise_multiplier: standard deviation over L2 sensitivity, in [2^-32, 2^32].
+    """
+
+    noise_multiplier: Fraction
+
+    kind: ClassVar[str] = "gaussian"
+
+    def __post_init__(self) -> None:
+        PrivacyEvent.__post_init__(self)
+        if not 1 <= self.noise_multiplier * 2**32 <= _LARGEST_RATIO:
+            raise ValueError(f"noise_multiplier must be in [2^-32, 2^32], got {self.noise_multiplier}")
+
+    @property
+    def gaussian_multiplier(self) -> float:
+        """The noise multiplier itself."""
+        return float(self.noise_multiplier)
+
+    def _unsampled(self, orders: IntVector) -> RdpCurve:
+        """Mironov 2017, Corollary 3."""
+        return np.asarray(orders * float(1 / (2 * self.noise_multiplier**2)), dtype=np.float64)
 
 
-def event_from_dict(data: Mapping[str, object]) -> PrivacyEvent:
-    """The event of any kind that `to_dict` wrote: its key "event" names the kind.
+_KINDS: Final = {event.kind: event for event in (SkellamEvent, DiscreteGaussianEvent, GaussianEvent)}
+
+
+def event_from_dict(data: object) -> PrivacyEvent:
+    """The event of any kind whose `to_dict` wrote `data`.
 
     Raises:
-        UnaccountableError: an unknown kind, or not what that kind writes.
+        UnaccountableError: no known kind of event wrote it.
     """
-    kinds = {"skellam": SkellamEvent}
-    try:
-        kind = kinds[str(data["event"])]
-    except (KeyError, TypeError) as error:
-        raise UnaccountableError(f"no event of the kinds {sorted(kinds)}: {data!r}") from error
-    return kind.from_dict(data)
+    kind = data.get("event") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(kind, str) or kind not in _KINDS:
+        raise UnaccountableError(f"an event is a mapping whose key event is one of {sorted(_KINDS)}, got {data!r}")
+    return _KINDS[kind].from_dict(data)
 
 
-def epsilon(events: Iterable[SkellamEvent] | Mapping[SkellamEvent, int], *, delta: float) -> float:
+def sum_of_gaussians_excess(shares: int, share_variance: Fraction) -> float:
+    """τ: what a sum of discrete Gaussians may lose, per coordinate, to one discrete Gaussian of the summed parameter.
+
+    Kairouz, Liu, Steinke 2021, Theorem 1: τ = 10 Σ_{k=1}^{shares-1} exp(-2π² σ² k/(k + 1)). Every k/(k + 1) is at
+    least 1/2 and 9.8696 is below π², so the result is above τ, its own rounding included.
+    """
+    if shares == 1:
+        return 0.0
+    return math.nextafter(math.exp(math.log(10 * (shares - 1)) - 9.8696 * float(share_variance)), math.inf)
+
+
+Events = Iterable[PrivacyEvent] | Mapping[PrivacyEvent, int]
+"""Releases one by one, or a mapping from a release to how often it was made."""
+
+
+def counted(events: Events) -> Mapping[PrivacyEvent, int]:
+    """How often each release was made; `ValueError` if a count is negative."""
+    counts = events if isinstance(events, Mapping) else Counter(events)
+    for count in counts.values():
+        if count < 0:
+            raise ValueError(f"an event count must be >= 0, got {count}")
+    return counts
+
+
+def epsilon(events: Events, *, delta: float) -> float:
     """Epsilon of releasing all `events`, one after another, each with fresh noise.
 
     Args:
@@ -212,7 +343,7 @@ def epsilon_of_rdp(curve: RdpCurve, delta: float) -> float:
     return converted if curve.any() else 0.0
 
 
-def best_order(events: Iterable[SkellamEvent] | Mapping[SkellamEvent, int], delta: float) -> int:
+def best_order(events: Events, delta: float) -> int:
     """The order at which `events` convert to the smallest epsilon: the one to fix when a budget for them is opened."""
     return ORDERS[int(np.argmin(_compose(events) + _conversion_cost(delta)))]
 
@@ -266,9 +397,7 @@ class EpsilonLadder:
         return asdict(self)
 
 
-def ladder(
-    mechanism: "DistributedSkellam", *, rounds: int, delta: float, survivors: int | None = None
-) -> EpsilonLadder:
+def ladder(mechanism: "DistributedNoise", *, rounds: int, delta: float, survivors: int | None = None) -> EpsilonLadder:
     """Epsilons of `rounds` equal releases of `mechanism` under falling trust.
 
     Args:
@@ -283,24 +412,25 @@ def ladder(
     """
     survivors = mechanism.min_survivors if survivors is None else survivors
 
-    def cost(event: SkellamEvent) -> float:
+    def cost(event: PrivacyEvent) -> float:
         return epsilon({event: rounds}, delta=delta)
 
+    all_honest = cost(mechanism.event(survivors=mechanism.clients, colluders=0))
     return EpsilonLadder(
-        all_honest=cost(mechanism.event(survivors=mechanism.clients, colluders=0)),
-        after_dropout=cost(mechanism.event(survivors=survivors, colluders=0)),
+        all_honest=all_honest,
+        # Where the surplus of noise is taken out, dropouts may even leave a little more: no rung claims that.
+        after_dropout=max(all_honest, cost(mechanism.event(survivors=survivors, colluders=0))),
         minus_colluders=cost(mechanism.event(survivors=survivors)),
         guaranteed=cost(mechanism.event(survivors=mechanism.min_survivors)),
-        local_only=cost(mechanism.event_with(honest=1)),
+        # All others together hold every removable secret of the one: what stays is what nobody ever gives up.
+        local_only=cost(mechanism.event_with(honest=1, survivors=mechanism.clients)),
     )
 
 
-def _compose(events: Iterable[SkellamEvent] | Mapping[SkellamEvent, int]) -> RdpCurve:
+def _compose(events: Events) -> RdpCurve:
     """Sum of curves; equal events are evaluated once."""
     total = np.zeros(len(ORDERS))
-    for event, count in (events if isinstance(events, Mapping) else Counter(events)).items():
-        if count < 0:
-            raise ValueError(f"an event count must be >= 0, got {count}")
+    for event, count in counted(events).items():
         total += count * event.rdp()
     return total
 
@@ -347,9 +477,23 @@ def _float_above(value: Fraction) -> float:
     return nearest if Fraction(nearest) >= value else math.nextafter(nearest, math.inf)
 
 
-def _parse_fraction(text: object) -> Fraction:
-    """Reads "numerator/denominator"; other spellings of a number are refused."""
-    if not isinstance(text, str):
-        raise TypeError(f"a rational must be text, got {text!r}")
-    numerator, denominator = text.split("/")
+def _check_sensitivity(name: str, sensitivity: Fraction, variance: Fraction) -> None:
+    """Neighbouring integer sums that differ at all differ by at least one step, and by no absurd multiple of noise."""
+    if sensitivity < 1:
+        raise ValueError(f"{name} must be >= 1, got {sensitivity}")
+    if not Fraction(1, _LARGEST_RATIO) <= sensitivity / variance <= _LARGEST_RATIO:
+        raise ValueError(f"{name} / variance must be in [2^-64, 2^64], got {sensitivity} / {variance}")
+
+
+def _parse(value: object, kind: object) -> Fraction | int | str:
+    """Reads an int, a word, or "numerator/denominator"; other spellings of a number are refused."""
+    if kind is int:
+        if not isinstance(value, int):
+            raise TypeError(f"must be an int, got {value!r}")
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"must be text, got {value!r}")
+    if kind is str:
+        return value
+    numerator, denominator = value.split("/")
     return Fraction(int(numerator), int(denominator))

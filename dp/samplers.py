@@ -5,13 +5,14 @@ This module owns the one seam through which randomness enters `dp`, and the nois
 - Randomness is a `RandomBytes`: a callable that returns the next n bytes of a stream. In production it is
   `secure_random()`; tests pass any other.
 - No float decides a draw. Noise comes from a table of 127-bit cumulative probabilities, built in Python integers and
-  kept per variance. Each probability is off by less than 2⁻¹²⁷, so d draws are within d·(K + 1)·2⁻¹²⁷ of the law in
-  total variation, where K, the largest draw, is about 14 standard deviations.
+  kept per law and variance. Each probability is off by less than 2⁻¹²⁷, so d draws are within d·(K + 1)·2⁻¹²⁷ of the
+  law in total variation, where K, the largest draw, is about 14 standard deviations.
 - Table look-ups are not constant-time: whoever can measure this process's cache or clock may learn about its own noise.
 - Noise is never logged, stored or drawn twice from the same bytes.
 
-Source of the law: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning",
-NeurIPS 2021 (arXiv 2110.04995). Bessel functions: Abramowitz and Stegun 9.6.26 (recurrence), 9.12 (run downwards).
+Sources of the laws: Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning",
+NeurIPS 2021 (arXiv 2110.04995), with Bessel functions by Abramowitz and Stegun 9.6.26 (recurrence), 9.12 (run
+downwards); Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS 2020 (arXiv 2004.00010).
 
     >>> from fractions import Fraction
     >>> sample_skellam(3, variance=Fraction(4096**2), rand=secure_random()).dtype
@@ -22,6 +23,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import Final, NoReturn
@@ -35,6 +37,9 @@ from numpy.typing import NDArray
 RandomBytes = Callable[[int], bytes]
 """The next n bytes of a random stream. Successive calls continue the stream, whatever the sizes asked for."""
 
+Law = Callable[[Fraction], list[int]]
+"""Integer weights of |k| = 0 … last, proportional to P(X = k), at a given variance."""
+
 Int64Vector = NDArray[np.int64]
 UInt32Vector = NDArray[np.uint32]
 IntVector = NDArray[np.intp]
@@ -46,10 +51,11 @@ MAX_STDDEV: Final = 65536
 
 _TAIL_BITS = 140  # probability mass beyond the last table entry: far below one unit of a threshold
 _GUARD_BITS = 64  # precision of the least Bessel value: a floor division misplaces 2^-(64 + 140) of the mass or less
+_GAUSSIAN_BITS = 320  # precision of discrete Gaussian weights; the recurrence loses 2^60 units over the longest table
 _BLOCK = 1 << 15  # draws at a time: their temporaries fit a core's second-level cache
 _GUIDE_SHIFT = 63 - 16  # the guide is indexed by the top 16 of 63 magnitude bits
 _LAST_TOP = (1 << 63) - 1
-_CACHED_TABLES = 8  # a process uses one variance per mechanism
+_CACHED_TABLES = 32  # a process uses one variance per mechanism, or one per removable component: about 1 MB each
 
 
 _generation = 0  # forks between this process and the first: process ids may recur, this cannot
@@ -103,6 +109,20 @@ def secure_random() -> RandomBytes:
     return _AesCtrStream()
 
 
+def seeded_random(seed: bytes) -> RandomBytes:
+    """The stream of a seed that was itself drawn from `secure_random` or the like: AES-256-CTR, the same for everybody.
+
+    For noise that another party must be able to draw again.
+
+    Raises:
+        ValueError: the seed does not have 32 bytes.
+    """
+    if len(seed) != 32:
+        raise ValueError(f"a seed must have 32 bytes, got {len(seed)}")
+    keystream = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
+    return lambda size: keystream.update(bytes(size))
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """Cumulative law of |X|: threshold T_k = high[k]·2⁶⁴ + low[k] = ⌊2¹²⁷·P(|X| ≤ k)⌋ for k = 0 … last."""
@@ -152,13 +172,38 @@ def sample_skellam(length: int, *, variance: Fraction, rand: RandomBytes) -> Int
         ValueError: `length` is negative or `variance` is out of range.
         TypeError: `variance` is not a Fraction; a float would not say which law was meant.
     """
+    return _sample(_skellam_weights, length, variance=variance, rand=rand)
+
+
+def sample_discrete_gaussian(length: int, *, variance: Fraction, rand: RandomBytes) -> Int64Vector:
+    """Draw independent discrete Gaussian noise: P(X = k) is proportional to exp(-k²/(2·`variance`)).
+
+    The law is not closed under addition; what a sum of draws is worth is accounted by `DiscreteGaussianEvent`.
+
+    Args:
+        length: Number of draws.
+        variance: The parameter σ², exact, in (0, 65536²]. A draw's variance is below it, by less than 2⁻¹⁰⁰ of it from
+            σ = 4 on.
+        rand: Source of randomness, consumed as by `sample_skellam`.
+
+    Returns:
+        int64[length], mean 0.
+
+    Raises:
+        ValueError, TypeError: As `sample_skellam`.
+    """
+    return _sample(_gaussian_weights, length, variance=variance, rand=rand)
+
+
+def _sample(law: Law, length: int, *, variance: Fraction, rand: RandomBytes) -> Int64Vector:
+    """Draws of either law, block by block."""
     if length < 0:
         raise ValueError(f"length must be >= 0, got {length}")
     if not isinstance(variance, Fraction):
         raise TypeError(f"variance must be a Fraction, got {type(variance).__name__}")
     if not 0 < variance <= MAX_STDDEV**2:
         raise ValueError(f"variance must lie in (0, {MAX_STDDEV}**2], got {float(variance):g}")
-    table = _skellam_table(variance)
+    table = _table(law, variance)
     noise = np.empty(length, dtype=np.int64)
     for start in range(0, length, _BLOCK):
         block = noise[start : start + _BLOCK]
@@ -199,9 +244,9 @@ def _draw_words(count: int, *, rand: RandomBytes) -> NDArray[np.uint64]:
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
-def _skellam_table(variance: Fraction) -> _Table:
-    """Build the read-only table of one variance."""
-    packed = b"".join(threshold.to_bytes(16, "little") for threshold in _thresholds(variance))
+def _table(law: Law, variance: Fraction) -> _Table:
+    """Build the read-only table of one law and variance."""
+    packed = b"".join(threshold.to_bytes(16, "little") for threshold in _thresholds(law, variance))
     halves = np.frombuffer(packed, dtype="<u8").reshape(-1, 2)
     # The last threshold, 2¹²⁷, has one bit too many. Capped, it still ends every search, and `_break_tie` stops at it.
     high = np.minimum(halves[:, 1], np.uint64(_LAST_TOP)).astype(np.int64)
@@ -213,8 +258,20 @@ def _skellam_table(variance: Fraction) -> _Table:
     return _Table(high, low, guide)
 
 
-def _thresholds(variance: Fraction) -> list[int]:
+def _thresholds(law: Law, variance: Fraction) -> list[int]:
     """⌊2¹²⁷·P(|X| ≤ k)⌋ for k = 0 … last, the last one forced to 2¹²⁷."""
+    weights = law(variance)
+    total = 2 * sum(weights) - weights[0]
+    cumulative = -weights[0]
+    thresholds = []
+    for value in weights[:-1]:
+        cumulative += 2 * value
+        thresholds.append((cumulative << 127) // total)
+    return [*thresholds, 1 << 127]
+
+
+def _skellam_weights(variance: Fraction) -> list[int]:
+    """Multiples of P(X = k) for k = 0 … last."""
     # Bernstein: P(|X| > k) <= 2·exp(-k²/(2(v + k/3))), solved for 2^-_TAIL_BITS.
     exponent = (_TAIL_BITS + 1) * math.log(2)
     last = math.ceil(exponent / 3 + math.sqrt(exponent**2 / 9 + 2 * exponent * float(variance)))
@@ -224,10 +281,26 @@ def _thresholds(variance: Fraction) -> list[int]:
     bessel[last] = 1 << _GUARD_BITS
     for k in range(last, 0, -1):
         bessel[k - 1] = bessel[k + 1] + 2 * k * variance.denominator * bessel[k] // variance.numerator
-    total = 2 * sum(bessel) - bessel[0]
-    cumulative = -bessel[0]
-    thresholds = []
-    for value in bessel[:last]:
-        cumulative += 2 * value
-        thresholds.append((cumulative << 127) // total)
-    return [*thresholds, 1 << 127]
+    return bessel[: last + 1]
+
+
+def _gaussian_weights(variance: Fraction) -> list[int]:
+    """2^_GAUSSIAN_BITS·exp(-k²/(2v)) for k = 0 … last, within 2^60 units in all."""
+    # The law is sub-Gaussian: P(|X| > k) <= 2·exp(-k²/(2v)), solved for 2^-_TAIL_BITS.
+    last = math.ceil(math.sqrt(2 * (_TAIL_BITS + 1) * math.log(2) * float(variance)))
+    # The ratio of neighbours, exp(-(2k + 1)/(2v)), itself falls by the factor exp(-1/v) from each to the next.
+    step = _exp_minus(1 / variance)
+    ratio = _exp_minus(1 / (2 * variance))
+    weights = [1 << _GAUSSIAN_BITS]
+    for _ in range(last):
+        weights.append(weights[-1] * ratio >> _GAUSSIAN_BITS)
+        ratio = ratio * step >> _GAUSSIAN_BITS
+    return weights
+
+
+def _exp_minus(exponent: Fraction) -> int:
+    """2^_GAUSSIAN_BITS·exp(-exponent), within one unit."""
+    # `decimal` rounds its exponential correctly; 110 digits are 45 bits more than are kept.
+    context = Context(prec=110)
+    power = context.divide(Decimal(-exponent.numerator), Decimal(exponent.denominator)).exp(context)
+    return int(context.multiply(power, Decimal(1 << _GAUSSIAN_BITS)))

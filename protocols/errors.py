@@ -50,6 +50,20 @@ class InconsistentViewError(RemoteProtocolError):
     """The server shows views that cannot all be true: of the round, the keys, the cohort or the survivors."""
 
 
+class BadShareError(RemoteProtocolError):
+    """Shares that do not open, or that are on no polynomial, leave too few to open the sum.
+
+    Attributes:
+        pairs: (sender, receiver) of each. One of the two lies, and the driver may leave out either. Where more
+            receivers than may be corrupt name one sender, it is the sender.
+    """
+
+    def __init__(self, message: str, *, pairs: tuple[tuple[ClientId, ClientId], ...]) -> None:
+        senders = {sender for sender, _ in pairs}
+        super().__init__(message, client_id=senders.pop() if len(senders) == 1 else None)
+        self.pairs = pairs
+
+
 class TooFewClientsError(ProtocolError):
     """Fewer clients than the round's floor are left; the round ends without a result."""
 

@@ -70,6 +70,12 @@ class NeighbourGraph:
             self._holders[client] = tuple(sorted(self._ring[i % size] for i in near))
         return self._holders[client]
 
+    def around(self, client: ClientId) -> NeighbourGraph:
+        """The same graph for whoever asks for the holders of this one client only: it takes no room for the others."""
+        near = NeighbourGraph((), degree=0, seed=b"")
+        near._complete, near._holders = False, {client: self.holders(client)}
+        return near
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Degree:

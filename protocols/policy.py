@@ -2,7 +2,8 @@
 
 Rules, each enforced by the client session:
 
-1. No round below the client's own floors: survivors, tolerated colluders, threshold.
+1. No round below the client's own floors: survivors, tolerated colluders, threshold, suite. Where few parties hold
+   shares of all clients' keys (`one_shot`), only the committee that the client pinned.
 2. A key bundle serves one round: own serials are burned before first use, a peer's serial that was seen before is
    refused.
 3. A round id is joined once.
@@ -23,6 +24,7 @@ from types import MappingProxyType
 from typing import Protocol, assert_never
 
 from .errors import ClientId, PolicyRefusal
+from .primitives.keys import CLASSICAL, HYBRID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,10 @@ class Proposal(Protocol):
     def corrupt_holders(self) -> int:
         """How many holders of one secret may collude with the server."""
 
+    @property
+    def suite(self) -> int:
+        """The number of the key-agreement suite; a higher one withstands more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPolicy:
@@ -113,18 +119,26 @@ class ClientPolicy:
     Attributes:
         min_survivors: the smallest group in whose sum this client takes part.
         corrupt_holders: how many holders of its secrets the threshold must withstand.
+        suite: the weakest key agreement that this client accepts: 2 is X25519 with ML-KEM-768, 1 is X25519 alone, whose
+            recorded traffic opens to a quantum computer.
         noised: each attempt carries and is charged its own distributed noise, so repeating a round needs no
             differencing rule.
+        committee: `one_shot.committee_digest` of the only members, with their identities, that may hold shares of this
+            client's keys; without it the client joins no round with a committee.
     """
 
     min_survivors: int
     corrupt_holders: int
+    suite: int = HYBRID.number
     noised: bool = False
+    committee: bytes | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("min_survivors", 2), ("corrupt_holders", 0)):
+        for name, least in (("min_survivors", 2), ("corrupt_holders", 0), ("suite", CLASSICAL.number)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.committee is not None and len(self.committee) != 32:
+            raise ValueError(f"committee must be a digest of 32 bytes, got {len(self.committee)}")
 
     def check_round(self, config: Proposal, history: History) -> None:
         """Refuses rounds below the floors, and rounds joined before.
@@ -134,10 +148,23 @@ class ClientPolicy:
         """
         if config.round_id in history.rounds:
             raise PolicyRefusal("this round id was used before")
-        for name in ("min_survivors", "corrupt_holders"):
+        for name in ("min_survivors", "corrupt_holders", "suite"):
             proposed, floor = getattr(config, name), getattr(self, name)
             if proposed < floor:
                 raise PolicyRefusal(f"the round's {name} is {proposed}; this client's policy demands at least {floor}")
+
+    def check_committee(self, digest: bytes) -> None:
+        """Refuses a committee that is not the pinned one: whoever chooses its members opens every key.
+
+        Raises:
+            PolicyRefusal: names both digests.
+        """
+        if self.committee is None:
+            raise PolicyRefusal("the round has a committee; this client's policy pins none")
+        if digest != self.committee:
+            raise PolicyRefusal(
+                f"the round's committee is {digest.hex()[:16]}; this client's policy pins {self.committee.hex()[:16]}"
+            )
 
     def check_bundles(self, serials: Mapping[ClientId, int], history: History) -> None:
         """Refuses key bundles seen before.

@@ -62,6 +62,9 @@ class Roster(Mapping[ClientId, bytes]):
     def __getitem__(self, client: ClientId) -> bytes:
         return self._identities[client]
 
+    def __contains__(self, client: object) -> bool:
+        return client in self._identities
+
     def __iter__(self) -> Iterator[ClientId]:
         return iter(self._identities)
 

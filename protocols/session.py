@@ -21,7 +21,7 @@ documentation are drawn from them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
 from typing import Protocol
@@ -93,6 +93,8 @@ class RoundConfig:
         model: SHA-256 digest of the model that every client starts from.
         binding: SHA-256 digest of everything above the protocol: application, layout, privacy configuration.
         suite: the number of the key-agreement suite: 2 is X25519 with ML-KEM-768, 1 is X25519 alone.
+        removable: T, components of each vector that the server may take out if fewer clients drop out; 0, or
+            cohort - min_survivors on the complete graph.
     """
 
     round_id: bytes
@@ -106,6 +108,7 @@ class RoundConfig:
     model: bytes
     binding: bytes
     suite: int = HYBRID.number
+    removable: int = 0
 
     def __post_init__(self) -> None:
         for name in ("round_id", "model", "binding"):
@@ -145,14 +148,28 @@ class RoundConfig:
         if self.modulus_bits not in NATIVE_BITS and 2**self.modulus_bits <= self.cohort:
             raise ValueError(f"lanes of {self.modulus_bits} bits cannot hold a sum over {self.cohort} clients")
 
+        if self.removable not in (0, self.cohort - self.min_survivors):
+            raise ValueError(
+                f"removable must be 0 or cohort - min_survivors = {self.cohort - self.min_survivors}, "
+                f"got {self.removable}"
+            )
+        if self.removable and self.degree < self.cohort - 1:
+            raise ValueError(f"removable components need the complete graph, got degree {self.degree}")
+
     @property
     def holders(self) -> int:
         """How many parties hold a share of one client's secrets: its neighbours and itself."""
         return self.degree + 1
 
+    def first_removed(self, survivors: int) -> int:
+        """The first component that is taken out of a sum over so many clients; `removable` + 1 if none is."""
+        return self.cohort - survivors + 1
+
     def digest(self) -> bytes:
         """SHA-256 over the canonical encoding of every field."""
         fields = [getattr(self, name) for name in self.__dataclass_fields__]
+        if not self.removable:
+            fields.pop()  # so that rounds without such components are what they were before there were any
         return sha256(b"secagg/v1/pairwise/config" + msgspec.msgpack.encode(fields)).digest()
 
 
@@ -201,11 +218,14 @@ class AggregateReady:
         vector: uint32[length], the sum modulo 2^modulus_bits.
         survivors: whose vectors are in it.
         transcript: SHA-256 over context, cohort, survivors and sum.
+        removed: with removable components, the seeds of those of each survivor that must now be taken out of the sum,
+            in increasing order of component.
     """
 
     vector: UInt32Vector
     survivors: frozenset[ClientId]
     transcript: bytes
+    removed: Mapping[ClientId, tuple[bytes, ...]] = field(default_factory=dict, repr=False)
 
 
 Event = SendMessage | PersistBeforeSend | ContributionNeeded | SurvivorsAgreed | PeerRejected | AggregateReady

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -43,13 +43,9 @@ FIXED_BYTES = 1024  # nor more than this on what does not grow with the cohort
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 PublicKey = Annotated[bytes, msgspec.Meta(min_length=CLASSICAL.public_key_bytes, max_length=HYBRID.public_key_bytes)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-SealedShare = Annotated[
-    bytes,
-    msgspec.Meta(
-        min_length=SEALED_SHARES_BYTES,
-        max_length=SEALED_SHARES_BYTES + 2 * HYBRID.ciphertext_bytes + SEALED_HALF_BYTES,
-    ),
-]
+# One digest, or two with removable components.
+Commitments = Annotated[bytes, msgspec.Meta(min_length=COMMITMENT_BYTES, max_length=2 * COMMITMENT_BYTES)]
+SealedShare = Annotated[bytes, msgspec.Meta(min_length=SEALED_SHARES_BYTES)]
 Id = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Sender = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Serial = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
@@ -93,9 +89,12 @@ class KeyBundles(Message, frozen=True, kw_only=True, tag=2):
 
 
 class ShareKeys(Message, frozen=True, kw_only=True, tag=3):
-    """Client: a commitment to my self seed; shares of my two secrets, sealed to each neighbour in increasing order."""
+    """Client: a commitment to my self seed; shares of my secrets, sealed to each neighbour in increasing order.
 
-    seed_commitment: Digest
+    With removable components the end of their chain follows the commitment.
+    """
+
+    seed_commitment: Commitments
     sealed: tuple[SealedShare, ...]
 
 
@@ -137,8 +136,9 @@ class SurvivorSignatures(Message, frozen=True, kw_only=True, tag=8):
 class Unmask(Message, frozen=True, kw_only=True, tag=9):
     """Client: one share for each client I hold shares of, in increasing order.
 
-    It is the share of the self seed if that client survived, of the mask key if not; both cannot be said. With it may
-    come the client's bundle for a later round.
+    It is the share of the self seed if that client survived, of the mask key if not; both cannot be said. If components
+    are to be removed, one share of a link of each survivor's chain follows. With it may come the client's bundle for a
+    later round.
     """
 
     shares: bytes
@@ -170,27 +170,35 @@ def encode(message: Message, *, suite: Suite = HYBRID) -> bytes:
     return _header(suite) + msgspec.msgpack.encode(message)
 
 
-def sealed_bytes(suite: Suite) -> int:
+def sealed_bytes(suite: Suite, removable: int = 0) -> int:
     """The size of what a client seals to a neighbour: shares and, in the hybrid suite, its half of their pair secret.
 
     Each of the two is sealed under a KEM secret of its own.
     """
     half = suite.ciphertext_bytes + SEALED_HALF_BYTES if suite.ciphertext_bytes else 0
-    return suite.ciphertext_bytes + SEALED_SHARES_BYTES + half
+    return suite.ciphertext_bytes + sealed_shares_bytes(removable) + half
 
 
-def message_limit(cohort: int, suite: Suite = HYBRID) -> int:
+def sealed_shares_bytes(removable: int) -> int:
+    """The size of the shares of two secrets and of `removable` links of a chain, sealed."""
+    return SEALED_SHARES_BYTES + removable * SHARE_BYTES
+
+
+def message_limit(cohort: int, suite: Suite = HYBRID, removable: int = 0) -> int:
     """The largest size in bytes of a message in a round with `cohort` clients, vectors and signatures aside."""
-    return FIXED_BYTES + (BYTES_PER_CLIENT + 2 * suite.public_key_bytes) * cohort
+    return FIXED_BYTES + (BYTES_PER_CLIENT + 2 * suite.public_key_bytes + removable * SHARE_BYTES) * cohort
 
 
-def decode(data: bytes | memoryview, kind: type[MessageT], *, suite: Suite = HYBRID, limit: int) -> MessageT:
+def decode(
+    data: bytes | memoryview, kind: type[MessageT], *, suite: Suite = HYBRID, removable: int = 0, limit: int
+) -> MessageT:
     """Reads a frame without tail and signature.
 
     Args:
         data: the received bytes.
         kind: the only message that is expected now.
         suite: the suite of the round.
+        removable: components of a vector that may be taken out.
         limit: the largest acceptable size in bytes.
 
     Raises:
@@ -209,12 +217,12 @@ def decode(data: bytes | memoryview, kind: type[MessageT], *, suite: Suite = HYB
         raise MalformedMessageError(f"{kind.__name__} does not decode: {error}") from None
     if msgspec.msgpack.encode(message) != body:
         raise MalformedMessageError(f"{kind.__name__} is not in canonical form")
-    _check_sizes(message, suite)
+    _check_sizes(message, suite, removable)
     return message
 
 
 def decode_signed(
-    data: bytes, kind: type[MessageT], *, suite: Suite = HYBRID, limit: int, tail_bytes: int = 0
+    data: bytes, kind: type[MessageT], *, suite: Suite = HYBRID, removable: int = 0, limit: int, tail_bytes: int = 0
 ) -> SignedFrame[MessageT]:
     """Reads a signed frame.
 
@@ -222,6 +230,7 @@ def decode_signed(
         data: the received bytes.
         kind: the only message that is expected now.
         suite: the suite of the round.
+        removable: components of a vector that may be taken out.
         limit: the largest acceptable size of header and body.
         tail_bytes: the exact size of the tail.
 
@@ -232,7 +241,7 @@ def decode_signed(
     body_end = len(data) - SIGNATURE_BYTES - tail_bytes
     if body_end < HEADER_BYTES:
         raise MalformedMessageError(f"{kind.__name__} has {len(data)} bytes, fewer than its vector and signature take")
-    message = decode(view[:body_end], kind, suite=suite, limit=limit)
+    message = decode(view[:body_end], kind, suite=suite, removable=removable, limit=limit)
     covered = view[: len(data) - SIGNATURE_BYTES]
     return SignedFrame(
         message=message,
@@ -248,7 +257,7 @@ def check_increasing(clients: tuple[int, ...]) -> None:
     Raises:
         MalformedMessageError: an id repeats or is out of order.
     """
-    if any(left >= right for left, right in pairwise(clients)):
+    if any(map(int.__ge__, clients, islice(clients, 1, None))):
         raise MalformedMessageError("client ids must increase strictly")
 
 
@@ -256,7 +265,7 @@ def _header(suite: Suite) -> bytes:
     return MAGIC + bytes((VERSION, suite.number))
 
 
-def _check_sizes(message: Message, suite: Suite) -> None:
+def _check_sizes(message: Message, suite: Suite, removable: int) -> None:
     """Public keys and sealed messages have the sizes of the suite."""
     bundles: tuple[KeyBundle, ...] = ()
     sealed: tuple[bytes, ...] = ()
@@ -269,7 +278,12 @@ def _check_sizes(message: Message, suite: Suite) -> None:
             bundles = message.next_bundle
         case ShareKeys() | SealedShares():
             sealed = message.sealed
-    if any(len(key) != suite.public_key_bytes for bundle in bundles for key in (bundle.channel_key, bundle.mask_key)):
+    sizes = {len(bundle.channel_key) for bundle in bundles} | {len(bundle.mask_key) for bundle in bundles}
+    if sizes - {suite.public_key_bytes}:
         raise MalformedMessageError(f"a public key of suite {suite.number} has {suite.public_key_bytes} bytes")
-    if any(len(one) != sealed_bytes(suite) for one in sealed):
-        raise MalformedMessageError(f"a sealed message of suite {suite.number} has {sealed_bytes(suite)} bytes")
+    size = sealed_bytes(suite, removable)
+    if set(map(len, sealed)) - {size}:
+        raise MalformedMessageError(f"a sealed message of suite {suite.number} has {size} bytes")
+    digests = 2 if removable else 1
+    if isinstance(message, ShareKeys) and len(message.seed_commitment) != digests * COMMITMENT_BYTES:
+        raise MalformedMessageError(f"the commitments of a client have {digests * COMMITMENT_BYTES} bytes")

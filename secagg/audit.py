@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import CapacityError, DistributedSkellam, RecordLevel, epsilon, from_ring, poisson_draw, secure_random
+from dp import CapacityError, DistributedNoise, RecordLevel, epsilon, from_ring, poisson_draw, secure_random
 from dp.auditing import AuditBounds, audit
 from dp.samplers import Int64Vector, RandomBytes, UInt32Vector
 from protocols import ClientId
@@ -176,14 +176,19 @@ def audit_privacy(
     return AuditReport(claimed=claimed, bounds=bounds, checks=checks, trials=trials)
 
 
-def noise_of(config: AggregationConfig) -> DistributedSkellam:
+def noise_of(config: AggregationConfig) -> DistributedNoise:
     """The mechanism under audit.
 
     Raises:
-        ValueError: the configuration has none.
+        ValueError: the configuration has none, or its noise is removable.
     """
     if config.mechanism is None:
         raise ValueError("there is no epsilon to audit: the configuration has no privacy")
+    if config.removable:
+        raise ValueError(
+            "the audit plays the worst accepted round, of which nothing is removed: audit the same configuration with "
+            'dropout_noise="worst_case"'
+        )
     return config.mechanism
 
 

@@ -16,18 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from dp import BudgetExceededError, PrivacyError
+from dp import LAWS, BudgetExceededError, PrivacyError
 from protocols import PolicyRefusal, ProtocolError
 
 from ._siblings import VERSION
-from .config import MAX_SILOS, AggregationConfig
+from .config import DROPOUT_NOISE, MAX_SILOS, AggregationConfig
 from .privacy import UNITS, privacy_unit
 
 DONE, FINDING, USAGE, MISSING_EXTRA, ABORTED, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
-UNIT_OPTIONS = ("clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records")
-PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "modulus_bits", "unit", *UNIT_OPTIONS)
+UNIT_OPTIONS = (
+    "clip_norm", "epsilon", "delta", "rounds", "sampling_rate", "records", "rounding", "record_clip_norm",
+    "local_steps",
+)  # fmt: skip
+CHOICES = ("modulus_bits", "noise_law", "dropout_noise")  # whose defaults are the configuration's own
+PLAN_OPTIONS = ("clients", "max_dropouts", "max_colluders", "unit", *CHOICES, *UNIT_OPTIONS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,10 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
 
+    from .attack_command import add_attack_command
     from .audit_command import add_audit_command
     from .doctor_command import add_doctor_command
     from .ledger_command import add_ledger_command
 
+    add_attack_command(commands)
     add_ledger_command(commands)
     add_audit_command(commands)
     add_doctor_command(commands)
@@ -98,13 +104,22 @@ def add_config_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-dropouts", type=int, help="clients that may vanish in a round")
     command.add_argument("--max-colluders", type=int, help="clients that may work with the server")
     command.add_argument("--modulus-bits", type=int, help="bits of a masked coordinate (default: 32)")
+    command.add_argument("--noise-law", choices=sorted(LAWS), help="law of the noise shares (default: skellam)")
+    command.add_argument(
+        "--dropout-noise",
+        choices=DROPOUT_NOISE,
+        help="worst_case (default): every share is sized for the worst round; removable: what is too much is taken out",
+    )
     command.add_argument("--unit", choices=sorted(UNITS), help="what is protected")
     command.add_argument("--clip-norm", type=float, help="L2 clip of one unit")
     command.add_argument("--epsilon", type=float, help="privacy budget over all rounds")
     command.add_argument("--delta", type=float, help="failure probability of the guarantee")
     command.add_argument("--rounds", type=int, help="rounds that share the budget")
     command.add_argument("--sampling-rate", type=float, help="unit record: public Poisson rate of records")
-    command.add_argument("--records", type=int, help="unit record: public total number of records")
+    command.add_argument("--records", type=int, help="units of records: public number of records")
+    command.add_argument("--rounding", choices=("exact", "sum"), help="units of records: what is rounded")
+    command.add_argument("--record-clip-norm", type=float, help="unit local_record: L2 clip of one record's gradient")
+    command.add_argument("--local-steps", type=int, help="unit local_record: steps of one client in a round")
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -157,7 +172,7 @@ def _config_from_options(options: argparse.Namespace, like: Mapping[str, Any]) -
         max_dropouts=options.max_dropouts,
         max_colluders=options.max_colluders,
         privacy=privacy_unit({"unit": options.unit, **unit}),
-        modulus_bits=32 if options.modulus_bits is None else options.modulus_bits,
+        **{name: getattr(options, name) for name in CHOICES if getattr(options, name) is not None},
     )
 
 

@@ -24,11 +24,13 @@ from types import MappingProxyType
 from typing import Any
 
 from dp import (
+    LAWS,
     AdaptiveClipping,
     CapacityError,
-    DistributedSkellam,
+    DistributedNoise,
     EpsilonLadder,
     IntegerEncoder,
+    LocalRecordLevel,
     NoPrivacy,
     PrivacyBudget,
     PrivacyUnit,
@@ -38,6 +40,7 @@ from dp import (
     ladder,
 )
 from dp.encoding import coarsest_int_bound, least_int_bound
+from dp.mechanisms import SHARE_STDDEVS
 from dp.rotation import Rotation
 from protocols import ClientPolicy, RoundConfig, required_threshold
 from protocols.primitives.packing import LANE_BITS, NATIVE_BITS, packed_bytes
@@ -54,6 +57,7 @@ MAX_SILOS = 100  # beyond it the complete graph's cost grows past that of a spar
 COUNT_STDDEV = 0.05  # of the noised fraction of unclipped updates: what Andrew et al. recommend, where it costs little
 LARGEST_INDICATOR = 0.25  # of int_bound: at most 3 % of the update's norm is given for it
 COARSER_STDDEVS = (2048, 1024, 512, 256, 128, 64)  # of a share, for rings too small for the finer default
+DROPOUT_NOISE = ("worst_case", "removable")
 POISSON_REACH = 8  # standard deviations of a Poisson batch that the ring has room for: below 1e-14
 
 
@@ -68,12 +72,14 @@ class AggregationConfig:
         max_colluders: clients that may work with the server without voiding the guarantee.
         privacy: what is protected, and its budget.
         modulus_bits: bits of a lane of the masked vector.
+        noise_law: of the clients' noise shares, "skellam" or "discrete_gaussian"; the same epsilon to four digits.
+        dropout_noise: "worst_case", or "removable": the server takes out what only makes up for dropouts.
         application: free text that keeps rounds of different applications apart.
         riders: weights and metrics that travel in the same vector.
         degree: derived: neighbours that a client shares masks with.
         corrupt_holders: derived: colluders that may be among the holders of one client's secrets.
         threshold: derived: holders that must answer to reconstruct a secret.
-        mechanism: derived: the calibrated noise; None without privacy.
+        mechanism: derived: the calibrated noise of the sum; None if the sum gets none.
         clip_norm: derived: L2 bound of one unit in this round; with `AdaptiveClipping` each round has its own.
         rotation: derived: whether updates are rotated at random before they are rounded, because no lane of
             `modulus_bits` could hold them otherwise.
@@ -89,20 +95,21 @@ class AggregationConfig:
     max_colluders: int
     privacy: PrivacyUnit
     modulus_bits: int = 32
+    noise_law: str = "skellam"
+    dropout_noise: str = "worst_case"
     application: str = ""
     riders: Riders = NO_RIDERS
     degree: int = field(init=False)
     corrupt_holders: int = field(init=False)
     threshold: int = field(init=False)
-    mechanism: DistributedSkellam | None = field(init=False)
+    mechanism: DistributedNoise | None = field(init=False)
     clip_norm: float = field(init=False)
     rotation: bool = field(init=False)
     _digest: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, least in (("clients", 2), ("max_dropouts", 0), ("max_colluders", 0), ("modulus_bits", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
         if self.clients > MAX_COHORT:  # before anything of that size is computed
             raise ValueError(f"clients must be at most {MAX_COHORT}, got {self.clients}: form smaller cohorts")
@@ -113,6 +120,11 @@ class AggregationConfig:
         clip_norm = self.privacy.clip_norm
         initial = clip_norm.initial if isinstance(clip_norm, AdaptiveClipping) else clip_norm
         object.__setattr__(self, "clip_norm", float(initial))
+        for name, choices in (("noise_law", tuple(LAWS)), ("dropout_noise", DROPOUT_NOISE)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+            if isinstance(self.privacy, NoPrivacy | LocalRecordLevel) and value != choices[0]:
+                raise ValueError(f"{name} {value!r} has no meaning without privacy: the sum gets no noise")
         self._check_riders()
         self._derive_graph()
         self._derive_noise()
@@ -120,6 +132,8 @@ class AggregationConfig:
         self.round_config(round_id=bytes(32), model=bytes(32))  # validates what the protocol demands
 
     def _check_riders(self) -> None:
+        if isinstance(self.privacy, LocalRecordLevel) and self.riders.count:
+            raise ValueError("LocalRecordLevel takes no metrics and no private weights: they would ride without noise")
         if self.riders.weights is None:
             return
         if isinstance(self.privacy, RecordLevel):
@@ -137,7 +151,7 @@ class AggregationConfig:
     def _derive_noise(self) -> None:
         mechanism = None
         object.__setattr__(self, "rotation", False)
-        if not isinstance(self.privacy, NoPrivacy):
+        if not isinstance(self.privacy, NoPrivacy | LocalRecordLevel):
             if self.clients == 2:
                 raise ValueError("between two clients nothing is hidden: distributed noise needs at least 3")
             fit = partial(
@@ -147,10 +161,13 @@ class AggregationConfig:
                 clients=self.clients,
                 min_survivors=self.min_survivors,
                 max_colluders=self.max_colluders,
+                law=self.noise_law,
+                removable=self.dropout_noise == "removable",
             )
             mechanism = finest = fit()
             object.__setattr__(self, "mechanism", mechanism)
-            for coarser in COARSER_STDDEVS:
+            finer = [stddev for stddev in reversed(SHARE_STDDEVS) if stddev**2 < mechanism.share_variance]
+            for coarser in (*finer, *COARSER_STDDEVS):
                 if self.needed_bits <= self.modulus_bits or self.modulus_bits not in NATIVE_BITS:
                     break
                 try:
@@ -167,7 +184,9 @@ class AggregationConfig:
         if mechanism is not None and self.modulus_bits < self.needed_bits:
             # No coarser steps allow a larger ratio: noise that is less fine costs more for the same variance.
             share = self.ring.rotated_share(int_bound=finest.int_bound + 1, share_variance=finest.share_variance)
-            rotated = fit(share_stddevs=(share,), least=coarsest_int_bound(self.length))
+            # One rounding of a sum has no probable bound: its steps stay as fine as ever.
+            summed = isinstance(self.privacy, RecordLevel) and self.privacy.rounding == "sum"
+            rotated = fit(share_stddevs=(share,), least=None if summed else coarsest_int_bound(self.length))
             object.__setattr__(self, "mechanism", rotated)
             object.__setattr__(self, "rotation", True)
         if mechanism is None and self.ring.room < least_int_bound(self.length):
@@ -187,6 +206,8 @@ class AggregationConfig:
         max_colluders: int,
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
+        noise_law: str = "skellam",
+        dropout_noise: str = "worst_case",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -198,8 +219,10 @@ class AggregationConfig:
             clients: from 2 to 100.
             max_dropouts: how many may vanish.
             max_colluders: how many may work with the server; there is no default, since it is a claim about people.
-            privacy: `ClientLevel`, `RecordLevel` or `NoPrivacy`.
+            privacy: `ClientLevel`, `RecordLevel`, `LocalRecordLevel` or `NoPrivacy`.
             modulus_bits: 32 (default) or 16; without privacy also 8, 10, 12 or 21.
+            noise_law: "skellam" (default) or "discrete_gaussian".
+            dropout_noise: "worst_case" (default), or "removable": least noise, more traffic, complete graph, Skellam.
             application: free text that keeps different applications apart.
             weights: None: all updates weigh the same; a number for each client id, which everybody knows; or
                 `PrivateWeights`, which ride masked and noised in the same vector.
@@ -218,6 +241,8 @@ class AggregationConfig:
             max_colluders=max_colluders,
             privacy=privacy,
             modulus_bits=modulus_bits,
+            noise_law=noise_law,
+            dropout_noise=dropout_noise,
             application=application,
             weights=weights,
             metrics=metrics,
@@ -233,6 +258,8 @@ class AggregationConfig:
         max_colluders: int,
         privacy: PrivacyUnit,
         modulus_bits: int = 32,
+        noise_law: str = "skellam",
+        dropout_noise: str = "worst_case",
         application: str = "",
         weights: Weights = None,
         metrics: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -250,11 +277,11 @@ class AggregationConfig:
             max_colluders=max_colluders,
             privacy=privacy,
             modulus_bits=modulus_bits,
+            noise_law=noise_law,
+            dropout_noise=dropout_noise,
             application=application,
             riders=Riders.of(weights, metrics),
         )
-
-    # Derived numbers.
 
     @property
     def length(self) -> int:
@@ -354,6 +381,11 @@ class AggregationConfig:
         """Size of one masked vector; the other messages of a client are a few kilobytes."""
         return packed_bytes(self.length, self.modulus_bits)
 
+    @property
+    def removable(self) -> int:
+        """T, components of a client's noise that are taken out again unless clients drop out."""
+        return self.max_dropouts if self.dropout_noise == "removable" else 0
+
     def policy(self) -> ClientPolicy:
         """The floors that a client of this configuration enforces."""
         return ClientPolicy(
@@ -367,8 +399,11 @@ class AggregationConfig:
         return float(survivors)
 
     def budget(self) -> PrivacyBudget | None:
-        """The budget for a ledger, at the one Renyi order that carries the planned rounds; None without privacy."""
-        if self.mechanism is None or isinstance(self.privacy, NoPrivacy):
+        """The budget for a ledger, at the one Renyi order that carries the planned rounds; None if rounds cost nothing.
+
+        With `LocalRecordLevel` a client's steps cost, not its rounds: see `dp.planned_budget`.
+        """
+        if self.mechanism is None or isinstance(self.privacy, NoPrivacy | LocalRecordLevel):
             return None
         planned = {self.mechanism.event(survivors=self.min_survivors): self.privacy.rounds}
         return PrivacyBudget(
@@ -379,8 +414,8 @@ class AggregationConfig:
         )
 
     def ladder(self, *, survivors: int | None = None, rounds: int | None = None) -> EpsilonLadder | None:
-        """Epsilon under falling trust, over the planned rounds unless told otherwise; None without privacy."""
-        if self.mechanism is None or isinstance(self.privacy, NoPrivacy):
+        """Epsilon under falling trust, over the planned rounds unless told otherwise; None where it rests on nobody."""
+        if self.mechanism is None or isinstance(self.privacy, NoPrivacy | LocalRecordLevel):
             return None
         return ladder(
             self.mechanism,
@@ -405,7 +440,7 @@ class AggregationConfig:
         if self.mechanism is None:
             return 0.0
         step = self.encoder.clip_norm / self.encoder.int_bound
-        return math.sqrt(survivors * self.mechanism.share_variance) * step
+        return math.sqrt(survivors * self.mechanism.residual_variance(survivors)) * step
 
     def round_config(self, *, round_id: bytes, model: bytes) -> RoundConfig:
         """The protocol's parameters for one round on one model."""
@@ -420,6 +455,7 @@ class AggregationConfig:
             modulus_bits=self.modulus_bits,
             model=model,
             binding=self._digest,
+            removable=self.removable,
         )
 
     def round_seed(self, *, round_id: bytes, model: bytes) -> bytes:
@@ -462,6 +498,8 @@ class AggregationConfig:
             "int_bound": self.encoder.int_bound,
             "clip_norm": self.clip_norm,
             "rotation": self.rotation,
+            "noise_law": None if mechanism is None else mechanism.law,
+            "dropout_noise": None if mechanism is None else self.dropout_noise,
             "share_variance": None if mechanism is None else str(mechanism.share_variance),
         }
 
@@ -470,7 +508,7 @@ class AggregationConfig:
         """Reads a configuration from a TOML file; the layout comes from the model.
 
         The file has `kind = "cross_silo"` or `"cross_device"`, the arguments of that preset, and a table `[privacy]`
-        with `unit = "client" | "record" | "none"` and the arguments of that unit.
+        with `unit = "client" | "record" | "local_record" | "none"` and the arguments of that unit.
 
         Raises:
             ValueError: the file is not UTF-8 TOML, or has unknown, missing or wrong entries; says which.

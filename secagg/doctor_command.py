@@ -35,7 +35,14 @@ from .terminal import show_table
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 OWN = ("secagg", "dp", "protocols")
 REQUIRED = ("numpy", "cryptography", "msgspec", "rich")
-OPTIONAL = {"torch": "torch", "opacus": "torch", "sklearn": "data", "jinja2": "report", "psycopg": "postgres"}
+OPTIONAL = {
+    "torch": "torch",
+    "opacus": "torch",
+    "sklearn": "data",
+    "jinja2": "report",
+    "psycopg": "postgres",
+    "flwr": "flower",
+}
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 SLOW_AES = 0.3  # GB/s; with AES instructions a core of today does several times that, without them a tenth
 MASKED_BYTES = 16_000_000

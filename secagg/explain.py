@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dp import NoPrivacy, RecordLevel
+from dp import LocalRecordLevel, NoPrivacy, RecordLevel, local_epsilon, local_noise
 from protocols.primitives.packing import NATIVE_BITS
+from protocols.primitives.shamir import SHARE_BYTES
 
 from .riders import PrivateWeights
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from .config import AggregationConfig
 
 FLOAT32_BYTES = 4
+LAW_REASONS = {
+    "skellam": "shares add up to the same law: dropouts and colluders change the variance and nothing else",
+    "discrete_gaussian": "shares add up to nearly a discrete Gaussian; what the sum falls short of it is accounted",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +139,8 @@ def _clipping(config: AggregationConfig) -> list[Explanation]:
 
 def _privacy(config: AggregationConfig) -> list[Explanation]:
     mechanism, privacy = config.mechanism, config.privacy
+    if isinstance(privacy, LocalRecordLevel):
+        return _local(config, privacy)
     if mechanism is None or isinstance(privacy, NoPrivacy):
         return [
             Explanation(
@@ -144,10 +151,12 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
         ]
     honest = config.min_survivors - config.max_colluders
     lines = [
+        Explanation(name="noise_law", value=mechanism.law, reason=LAW_REASONS[mechanism.law]),
+        Explanation(name="dropout_noise", value=config.dropout_noise, reason=_dropout_noise(config)),
         Explanation(
             name="share_stddev",
             value=math.sqrt(mechanism.share_variance),
-            reason="standard deviation of each client's Skellam share, in integer steps",
+            reason="standard deviation of each client's noise share, in integer steps",
         ),
         Explanation(
             name="noise_multiplier",
@@ -201,6 +210,43 @@ def _privacy(config: AggregationConfig) -> list[Explanation]:
         )
     )
     return lines
+
+
+def _local(config: AggregationConfig, privacy: LocalRecordLevel) -> list[Explanation]:
+    noise = local_noise(privacy, dimension=config.layout.length)
+    return [
+        Explanation(
+            name="noise_multiplier",
+            value=noise.noise_multiplier,
+            reason="noise of one client's local step over record_clip_norm: all of it is its own, others add nothing",
+        ),
+        Explanation(
+            name="denominator",
+            value=privacy.sampling_rate * privacy.records,
+            reason="public: sampling_rate x records of one client; a realised batch size would be a release of its own",
+        ),
+        Explanation(
+            name="ladder.local_only",
+            value=local_epsilon(privacy, dimension=config.layout.length, rounds=privacy.rounds),
+            reason=f"epsilon of one client's records after {privacy.rounds} rounds of {privacy.local_steps} steps, "
+            "with no trust in anyone",
+        ),
+    ]
+
+
+def _dropout_noise(config: AggregationConfig) -> str:
+    """What the choice costs: in noise, or in bytes and draws."""
+    if not config.removable:
+        return (
+            f"every client adds its share of what {config.min_survivors} survivors need: if all {config.clients} stay, "
+            f"the sum has {config.clients / config.min_survivors:.2f} x that variance"
+        )
+    shares, everybody = SHARE_BYTES * config.removable * config.degree, SHARE_BYTES * config.clients
+    return (
+        f"every accepted sum has the variance that {config.min_survivors} survivors need. It costs each client about "
+        f"{shares + everybody} bytes and {config.removable + 1} noise vectors instead of 1, and the server up to "
+        f"{config.removable * config.clients} noise vectors if nobody drops out"
+    )
 
 
 def _cost(config: AggregationConfig) -> list[Explanation]:

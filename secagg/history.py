@@ -8,6 +8,7 @@ before the message that depends on them leaves.
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Protocol
@@ -31,13 +32,20 @@ class HistoryStore(Protocol):
 
 
 class MemoryHistory:
-    """A history that lives as long as the process: for simulations."""
+    """A history that lives as long as the process: for simulations.
 
-    def __init__(self) -> None:
+    Args:
+        groups: survivor sets that histories have in common, so that clients of one simulation do not keep a copy each.
+    """
+
+    def __init__(self, *, groups: dict[frozenset[ClientId], frozenset[ClientId]] | None = None) -> None:
         self.history = History()
+        self._groups = groups
 
     def append(self, record: Record) -> None:
         """Keeps a record."""
+        if self._groups is not None and isinstance(record, SurvivorsSigned):
+            record = replace(record, survivors=self._groups.setdefault(record.survivors, record.survivors))
         self.history = self.history.after(record)
 
 

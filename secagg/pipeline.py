@@ -1,7 +1,7 @@
 """The data path: `prepare` turns an update into ring words, `finish` turns the ring sum back.
 
 update -> weigh, clip, append riders -> [rotate] -> round, check (integers of bounded norm) -> + noise share -> ring ->
-[masked sum] -> integers -> [rotate back] -> mean
+[masked sum] -> - surplus noise, if it is removable -> integers -> [rotate back] -> mean
 
 The rotation is there where a small ring needs it (`AggregationConfig.rotation`). Its seed is public, and each round's
 own.
@@ -9,21 +9,33 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import NoisedIntegers, RecordLevel, UnsafeUpdateError, clip_by_l2, from_ring, poisson_draw, to_ring
+from dp import (
+    LocalRecordLevel,
+    LocalUpdate,
+    NoisedIntegers,
+    RecordLevel,
+    UnsafeUpdateError,
+    clip_by_l2,
+    from_ring,
+    poisson_draw,
+    to_ring,
+)
 from dp.clipping import with_indicator
 from dp.samplers import FloatMatrix, FloatVector, Int64Vector, RandomBytes, UInt32Vector
+from protocols import ClientId
 
 from .config import AggregationConfig
 from .layout import Arrays
 from .riders import Contribution
 
-Update = Arrays | Contribution | NoisedIntegers
+Update = Arrays | Contribution | NoisedIntegers | LocalUpdate
 
 
 def prepare(
@@ -32,6 +44,7 @@ def prepare(
     *,
     rand: RandomBytes,
     client: int | None = None,
+    seeds: Sequence[bytes] = (),
     seed: bytes = b"",
 ) -> UInt32Vector:
     """One client's contribution, ready to be masked.
@@ -40,11 +53,12 @@ def prepare(
         update: with `ClientLevel` and `NoPrivacy` the named arrays of one update. With `RecordLevel` named arrays of
             the gradients of *all* the client's records, each with one leading record axis (which may be empty): the
             secret Poisson draw is made here. Either may come in a `Contribution` with its weight and metrics. Or
-            `NoisedIntegers` of the configuration's own mechanism, used once.
+            `NoisedIntegers` of the configuration's own mechanism, used once. With `LocalRecordLevel` a `LocalUpdate`.
         config: the agreed configuration.
         rand: secure bytes for rounding and noise.
         client: whose it is; needed with public weights.
         seed: the round's public seed (`config.round_seed`); needed if `config.rotation`.
+        seeds: with removable noise the session's `removable_seeds`.
 
     Returns:
         uint32[config.length], entries below 2^modulus_bits.
@@ -56,12 +70,16 @@ def prepare(
     """
     rotation = config.rotation_of(seed)
     if isinstance(update, NoisedIntegers):
+        if config.removable:
+            raise UnsafeUpdateError("removable noise comes from the round's own seeds: integers cannot bring theirs")
         if update.mechanism != config.mechanism or config.riders.count:
             raise UnsafeUpdateError("these integers were noised by another mechanism than the configuration's")
         if update.seed != (seed if config.rotation else b""):
             raise UnsafeUpdateError("these integers are not in this round's rotation")
         integers: Int64Vector = update.take()
     else:
+        if isinstance(config.privacy, LocalRecordLevel) or isinstance(update, LocalUpdate):
+            update = _paid_at_home(update, config)
         given = update if isinstance(update, Contribution) else Contribution(update=update)
         if isinstance(config.privacy, RecordLevel):
             records = _drawn_records(given, config, config.privacy, rand=rand)
@@ -69,11 +87,29 @@ def prepare(
         else:
             integers = config.encoder.encode(_with_riders(given, config, client), rand=rand, rotation=rotation)
         if config.mechanism is not None:
-            integers = config.mechanism.privatize(integers, rand=rand).vector
+            integers = config.mechanism.privatize(integers, rand=rand, seeds=seeds).vector
     if config.offset:
         # Lanes that share a word must not carry. Only a rotated coordinate can pass the offset; the norm falls further.
         np.clip(integers, -config.offset, config.offset, out=integers)
     return to_ring(integers + config.offset, modulus_bits=config.modulus_bits)
+
+
+def _paid_at_home(update: object, config: AggregationConfig) -> Arrays:
+    """The arrays of an update that carries its own noise, by a budget no larger than the agreed one."""
+    if not isinstance(update, LocalUpdate):
+        raise UnsafeUpdateError(
+            f"with LocalRecordLevel an update must be a LocalUpdate, got {type(update).__name__}: make the local steps "
+            "with SecurePrivacyEngine, and send optimizer.local_update(module)"
+        )
+    agreed = config.privacy
+    if not isinstance(agreed, LocalRecordLevel):
+        raise UnsafeUpdateError(f"a LocalUpdate carries no noise for unit {agreed.unit!r}")
+    if update.unit.epsilon > agreed.epsilon or update.unit.delta > agreed.delta:
+        raise UnsafeUpdateError(
+            f"this client keeps epsilon {update.unit.epsilon:g} at delta {update.unit.delta:g}, agreed are "
+            f"{agreed.epsilon:g} at {agreed.delta:g}"
+        )
+    return update.arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,7 +136,12 @@ class Released:
 
 
 def finish(
-    words: UInt32Vector, config: AggregationConfig, *, survivors: Collection[int], seed: bytes = b""
+    words: UInt32Vector,
+    config: AggregationConfig,
+    *,
+    survivors: Collection[int],
+    removed: Mapping[ClientId, Sequence[bytes]] = MappingProxyType({}),
+    seed: bytes = b"",
 ) -> Released:
     """The mean of a ring sum over `survivors`.
 
@@ -108,12 +149,19 @@ def finish(
         words: uint32[config.length], the exact sum of contributions modulo 2^modulus_bits.
         config: the agreed configuration.
         survivors: the clients whose contributions are in it.
+        removed: with removable noise the seeds that `AggregateReady` brings.
         seed: the round's public seed; needed if `config.rotation`.
 
     Raises:
-        ValueError: the configuration rotates, and there is no seed.
+        ValueError: there are not seeds of all survivors, as many as their number asks for; or the configuration
+            rotates, and there is no seed.
     """
     count, length = len(survivors), config.layout.length
+    if config.mechanism is not None and count > config.min_survivors and config.removable:
+        if removed.keys() != set(survivors):
+            raise ValueError(f"noise must be removed of {count} survivors, got seeds of {len(removed)}")
+        surplus = config.mechanism.surplus([removed[ClientId(client)] for client in sorted(survivors)])
+        words = to_ring(words.astype(np.int64) - surplus, modulus_bits=config.modulus_bits)
     total = lift(words, config, survivors=count)
     decoded = config.encoder.decode(total, denominator=1.0, rotation=config.rotation_of(seed))
     divisor, weight, metrics = config.riders.read(

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import EpsilonLadder, NoPrivacy, PrivacyLedger, Reservation
+from dp import EpsilonLadder, LocalRecordLevel, NoPrivacy, PrivacyLedger, Reservation
 from dp.samplers import Int64Vector
 from protocols import (
     AggregateReady,
@@ -37,7 +37,7 @@ from protocols import (
 from protocols.pairwise import round_context
 from protocols.partial import Item, Map, Result
 from protocols.session import DIGEST_BYTES
-from protocols.wire import SERVER, Invitation, encode
+from protocols.wire import SERVER, Invitation, KeyBundle, encode
 
 from .client import agreed_ledger, request_id
 from .config import AggregationConfig
@@ -60,7 +60,8 @@ class AggregationResult:
         unclipped: noised fraction of updates that were not clipped; None unless the clip norm is adaptive.
         survivors: whose updates are in it.
         epsilon: spent so far, this round included: against the server and `max_colluders` clients, at the survivors
-            that were verified. Infinity without privacy.
+            that were verified. Infinity without privacy. With `LocalRecordLevel` the budget that every client keeps on
+            its own, over all its rounds: it does not depend on this one.
         ladder: epsilon of this round alone, under falling trust; None without privacy.
         transcript: SHA-256 over the round, its clients and its sum.
         config: what was agreed; with an adaptive clip norm, for this round.
@@ -153,11 +154,19 @@ class Server:
         """Clients whose message of the present phase is missing."""
         return frozenset() if self._session is None else self._session.waiting_for
 
-    def begin(self, model: Arrays | None = None) -> list[SendMessage]:
+    @property
+    def next_bundles(self) -> dict[ClientId, KeyBundle]:
+        """Verified key bundles that clients of the last round sent for the next one: give them to `begin`, once."""
+        return {} if self._session is None else dict(self._session.next_bundles)
+
+    def begin(
+        self, model: Arrays | None = None, *, bundles: Mapping[ClientId, KeyBundle] | None = None
+    ) -> list[SendMessage]:
         """Opens a round.
 
         Args:
             model: the arrays that all updates start from; clients check that they have the same.
+            bundles: `next_bundles` of an earlier round: their owners need not advertise keys.
 
         Returns:
             One invitation for every client on the roster.
@@ -172,7 +181,7 @@ class Server:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(round_id))
         self._seed = self.config.round_seed(round_id=round_id, model=round_config.model)
-        self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
+        self._session = PairwiseServer(round_config, roster=self._roster, bundles=bundles, map=self._map)
         context = round_context(round_config, self._roster)
         invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
         return [SendMessage(to=client, data=invitation) for client in self._roster]
@@ -213,8 +222,8 @@ class Server:
 
     def _result(self, ready: AggregateReady) -> AggregationResult:
         config, survivors = self.config, len(ready.survivors)
-        released = finish(ready.vector, config, survivors=ready.survivors, seed=self._seed)
-        spent, rungs = math.inf, None
+        released = finish(ready.vector, config, survivors=ready.survivors, removed=ready.removed, seed=self._seed)
+        spent, rungs = (config.privacy.epsilon if isinstance(config.privacy, LocalRecordLevel) else math.inf), None
         if config.mechanism is not None and not isinstance(config.privacy, NoPrivacy):
             event = config.mechanism.event(survivors=survivors)
             rungs = config.ladder(survivors=survivors, rounds=1)

@@ -21,7 +21,7 @@ from .client import Client
 from .config import AggregationConfig
 from .history import MemoryHistory
 from .layout import Arrays
-from .pipeline import Update, lift
+from .pipeline import Update, finish
 from .server import AggregationResult, Server
 
 # The message after which a client falls silent, by the phase in which the server would have needed the next one.
@@ -52,14 +52,23 @@ def simulate(updates: Mapping[int, Update], config: AggregationConfig, *, drop: 
 
 
 class ObservedClient(Client):
-    """A client whose unmasked vector the simulation keeps, to compare sums."""
+    """A client whose unmasked vector the simulation sees, to compare sums; it is kept until it is added."""
 
-    prepared: UInt32Vector
+    prepared: UInt32Vector | None = None
+    seeds: tuple[bytes, ...] = ()
 
     def prepare(self, update: Update) -> UInt32Vector:
         """As its parent does, and remembers the result."""
-        self.prepared = super().prepare(update)
-        return self.prepared
+        if self.config.removable:
+            self.seeds = self._live().removable_seeds
+        self.prepared = prepared = super().prepare(update)
+        return prepared
+
+    def add_prepared(self, total: UInt32Vector) -> None:
+        """Adds the vector to a sum, and forgets it."""
+        if self.prepared is not None:
+            np.add(total, self.prepared, out=total)
+        self.prepared = None
 
 
 class Simulation:
@@ -93,13 +102,14 @@ class Simulation:
         identities = {client: Identity.generate() for client in ids}
         self._roster = Roster({client: identity.public for client, identity in identities.items()})
         self._server = Server(config, roster=self._roster, ledger=self._ledger("server"))
+        groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
         self._clients = {
             client: self.client_type(
                 config,
                 client,
                 identity=identities[client],
                 roster=self._roster,
-                history=MemoryHistory(),
+                history=MemoryHistory(groups=groups),
                 ledger=self._ledger(f"client-{client}"),
             )
             for client in ids
@@ -156,7 +166,7 @@ class Simulation:
                             tap(client, server.phase, data)
                         accepted = not server.receive(client, data)
                         if accepted and server.phase is Phase.MASKED_INPUT:
-                            np.add(plain_sum, self._clients[client].prepared, out=plain_sum)
+                            self._clients[client].add_prepared(plain_sum)
 
         def begin(client: Client, invitation: bytes) -> list[Event]:
             return client.begin(invitation, model=model, clip_norm=server.config.clip_norm)
@@ -193,7 +203,11 @@ class Simulation:
     def _check_sum(self, plain_sum: UInt32Vector, result: AggregationResult) -> None:
         """The released sum is the plain one, to the last bit."""
         words = plain_sum & np.uint32(2**self.config.modulus_bits - 1)
-        if not np.array_equal(lift(words, self.config, survivors=len(result.survivors)), result.total):
+        dropouts = self.config.clients - len(result.survivors)
+        removed = {client: self._clients[client].seeds[dropouts:] for client in result.survivors}
+        seed = self._server.seed
+        plain = finish(words, self.config, survivors=result.survivors, removed=removed, seed=seed)
+        if not np.array_equal(plain.total, result.total):
             raise RuntimeError("the released sum differs from the plain sum of the survivors: please report this bug")
         self.exact_sums += 1
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from dp import NoPrivacy, RecordLevel
+from dp import LocalRecordLevel, NoPrivacy, RecordLevel, local_epsilon
 
 from .riders import PrivateWeights
 
 if TYPE_CHECKING:
     from .config import AggregationConfig
+
+
+FLOAT_SUMS = (
+    'rounding "sum": float sums over a batch err by no more than is set aside for it; only rounding "exact" rests on '
+    "integers alone"
+)
 
 
 def rungs(config: AggregationConfig, *, survivors: int) -> dict[str, str]:
@@ -78,6 +84,8 @@ def statement_dict(
         "assumptions": assumptions,
         "config_digest": config.digest().hex(),
     }
+    if isinstance(privacy, LocalRecordLevel):
+        return result | _local(config, privacy, hidden, assumptions, privacy.rounds if rounds is None else rounds)
     if isinstance(privacy, NoPrivacy) or config.mechanism is None:
         exposed.insert(
             0, "anything about one client that can be computed from the exact sum and knowledge of the others"
@@ -90,6 +98,8 @@ def statement_dict(
         assumptions.append(
             f"each client draws each of its records with the public rate {privacy.sampling_rate:g}, in secret"
         )
+        if privacy.rounding == "sum":
+            assumptions.append(FLOAT_SUMS)
     else:
         assumptions.append("no amplification is claimed: the server knows who takes part")
     return result | {
@@ -98,6 +108,30 @@ def statement_dict(
         "rounds": rounds,
         "ladder": None if ladder is None else ladder.to_dict(),
         "spent": spent,
+    }
+
+
+def _local(
+    config: AggregationConfig, privacy: LocalRecordLevel, hidden: list[str], assumptions: list[str], rounds: int
+) -> dict[str, Any]:
+    """What local noise adds: a claim that rests on nobody else, and is the same for every number of honest clients."""
+    hidden.append(
+        "one record of any client, up to the epsilon above, with no trust in anyone: also from all the others"
+    )
+    hidden.append("masking adds confidentiality only: it makes that epsilon no smaller")
+    assumptions[:] = [
+        *([FLOAT_SUMS] if privacy.rounding == "sum" else []),
+        "for the epsilon above nothing but the client itself: it draws its records in secret, at its public rate "
+        f"({privacy.sampling_rate:g} if it is the agreed one), and adds its own noise at every local step",
+        *(f"for confidentiality only: {text}" for text in assumptions),
+    ]
+    epsilon = local_epsilon(privacy, dimension=config.layout.length, rounds=rounds)
+    return {
+        "epsilon": privacy.epsilon,
+        "delta": privacy.delta,
+        "rounds": rounds,
+        "ladder": {"local_only": epsilon},
+        "spent": None,
     }
 
 

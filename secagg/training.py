@@ -4,6 +4,7 @@ What a client does in step 2 follows from the privacy unit:
 
 - `RecordLevel`: one step of federated SGD. Opacus computes per-record gradients on a secret Poisson batch; each is
   clipped and rounded on its own, noise is added, and the server's optimizer steps on the noised mean gradient.
+- `LocalRecordLevel`: a few steps of DP-SGD, each with all its noise; the difference is the update.
 - `ClientLevel`, `NoPrivacy`: any number of local epochs (FedAvg, McMahan et al., AISTATS 2017); the difference to the
   round's model is the update. With `PrivateWeights` each update weighs as much as its client has records, which rides
   masked; else all weigh the same, or as the public weights say. A metric named "loss" is the mean loss over local
@@ -24,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dp import RecordLevel
+from dp import LocalRecordLevel, PrivacyBudget, PrivacyLedger, RecordLevel, local_noise, planned_budget
 
 from .adapters.torch import load_parameters, parameters_of
 from .config import AggregationConfig
@@ -131,8 +132,8 @@ def train(
         rounds: how many rounds; with privacy at most the rounds that the budget was planned for.
         learning_rate: of the server's SGD for `RecordLevel`, of the clients' local SGD otherwise.
         momentum: of the same optimizer.
-        local_epochs: passes over the local data in a round; not used for `RecordLevel`.
-        batch_size: of local training; for `RecordLevel` batches are Poisson draws at the unit's rate.
+        local_epochs: passes over the local data in a round; not used for units of records.
+        batch_size: of local training; for units of records batches are Poisson draws at the unit's rate.
         loss: `loss(outputs, targets)`, summed over the records.
         evaluate: a score of the model after each round, on public data.
         drop: who falls silent in a given round (numbered from 1).
@@ -151,9 +152,11 @@ def train(
     model = model_fn()
     state = parameters_of(model)
     simulation = Simulation(config, clients=clients, ledger_directory=ledger_directory)
-    server: _FederatedSgd | _FederatedAveraging
+    server: _FederatedSgd | _LocalPrivateSgd | _FederatedAveraging
     if isinstance(config.privacy, RecordLevel):
         server = _FederatedSgd(model_fn, clients, config, learning_rate, momentum, loss, model, simulation)
+    elif isinstance(config.privacy, LocalRecordLevel):
+        server = _LocalPrivateSgd(model_fn, clients, config.privacy, learning_rate, momentum, loss, ledger_directory)
     else:
         server = _FederatedAveraging(model_fn, clients, config, learning_rate, momentum, local_epochs, batch_size, loss)
     records: list[RoundRecord] = []
@@ -189,6 +192,8 @@ def train(
                     average[name] += array / (rounds - averaged_from)
     finally:
         simulation.close()
+        if isinstance(server, _LocalPrivateSgd):
+            server.close()
     load_parameters(model, {name: array.astype(state[name].dtype) for name, array in average.items()})
     return TrainingResult(
         model=model, rounds=tuple(records), exact_sums=simulation.exact_sums, last=result, config=config
@@ -268,33 +273,36 @@ class _FederatedSgd:
         trained, agreed = list(parameters_of(model)), [entry.name for entry in config.layout.entries]
         if trained != agreed:
             raise ValueError(f"the model trains {trained}, the layout is {agreed}: make it with parameters_of(model)")
-        self._loss = loss
         self._model = model
         self._simulation = simulation
         self._optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
-        self._parties = {}
+        self._parties: dict[int, tuple[Any, ...]] = {}
         for client, data in clients.items():
             own = model_fn()
-            module, optimizer, loader = SecurePrivacyEngine().make_private(
+            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
                 module=own,
                 optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
                 data_loader=DataLoader(data),
                 unit=config.privacy,
                 mechanism=config.mechanism,
                 loss_reduction="sum",
+                criterion=loss if config.privacy.rounding == "sum" else None,
+                grad_sample_mode="ghost" if config.privacy.rounding == "sum" else "hooks",
             )
-            self._parties[client] = (own, module, optimizer, _forever(loader))
+            module, optimizer, *criterion, loader = made
+            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
 
     def update(self, client: int, start: Arrays) -> Update:
         """The client's noised sum of clipped per-record gradients on one secret batch."""
-        own, module, optimizer, batches = self._parties[client]
+        own, module, optimizer, loss, batches = self._parties[client]
         optimizer.abandon()
         optimizer.rotate(self._simulation.seed if self._simulation.config.rotation else b"")
         load_parameters(own, start)
         features, targets = next(batches)
         if len(targets):
-            torch.autograd.backward(self._loss(module(features), targets))
-        return optimizer.contribution()
+            loss(module(features), targets).backward()
+        contribution: Update = optimizer.contribution()
+        return contribution
 
     def step(self, state: Arrays, result: AggregationResult) -> Arrays:
         """The next model: the server's optimizer on the noised mean gradient."""
@@ -303,6 +311,77 @@ class _FederatedSgd:
                 parameter.grad = torch.from_numpy(result.mean[name].astype(state[name].dtype))
         self._optimizer.step()
         return parameters_of(self._model)
+
+
+class _LocalPrivateSgd:
+    """Local DP-SGD at the clients, whose budgets are their own; the server adds the mean difference."""
+
+    def __init__(
+        self,
+        model_fn: Callable[[], nn.Module],
+        clients: Mapping[int, Dataset[Any]],
+        unit: LocalRecordLevel,
+        learning_rate: float,
+        momentum: float,
+        loss: Loss,
+        ledger_directory: str | Path | None,
+    ) -> None:
+        from dp.record_level import SecurePrivacyEngine
+
+        self._steps = unit.local_steps
+        self._parties: dict[int, tuple[Any, ...]] = {}
+        for client, data in clients.items():
+            own = model_fn()
+            trained = sum(parameter.numel() for parameter in own.parameters() if parameter.requires_grad)
+            made: tuple[Any, ...] = SecurePrivacyEngine().make_private(
+                module=own,
+                optimizer=torch.optim.SGD(own.parameters(), lr=learning_rate, momentum=momentum),
+                data_loader=DataLoader(data),
+                unit=unit,
+                ledger=_local_ledger(
+                    ledger_directory, client, planned_budget(unit, local_noise(unit, dimension=trained))
+                ),
+                loss_reduction="sum",
+                criterion=loss if unit.rounding == "sum" else None,
+                grad_sample_mode="ghost" if unit.rounding == "sum" else "hooks",
+            )
+            module, optimizer, *criterion, loader = made
+            self._parties[client] = (own, module, optimizer, *(criterion or [loss]), _forever(loader))
+
+    def update(self, client: int, start: Arrays) -> Update:
+        """The client's difference to the round's model after its private steps."""
+        own, module, optimizer, loss, batches = self._parties[client]
+        optimizer.abandon()
+        optimizer.original_optimizer.state.clear()
+        load_parameters(own, start)
+        optimizer.start_update()
+        for _ in range(self._steps):
+            features, targets = next(batches)
+            if len(targets):
+                loss(module(features), targets).backward()
+            optimizer.step()
+        update: Update = optimizer.local_update(own)
+        return update
+
+    def step(self, state: Arrays, result: AggregationResult) -> Arrays:
+        """The next model."""
+        return {name: array + result.mean[name] for name, array in state.items()}
+
+    def close(self) -> None:
+        """Closes the clients' ledgers."""
+        for _, _, optimizer, *_ in self._parties.values():
+            optimizer.ledger.close()
+
+
+def _local_ledger(directory: str | Path | None, client: int, budget: PrivacyBudget) -> PrivacyLedger:
+    """A client's own ledger: continued if there is one, else begun."""
+    if directory is None:
+        return PrivacyLedger.create(":memory:", budget=budget)
+    path = Path(directory) / f"steps-{client}.ledger"
+    if path.exists():
+        return PrivacyLedger.open(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return PrivacyLedger.create(path, budget=budget)
 
 
 def _forever(batches: Iterable[Any]) -> Iterator[Any]:

@@ -54,17 +54,19 @@ def round_config(
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
     suite: int = 2,
+    removable: bool = False,
 ) -> RoundConfig:
     """A valid configuration with the smallest threshold and floor, unless told otherwise."""
     degree = cohort - 1 if degree is None else degree
     if corrupt_holders is None:
         corrupt_holders = 0 if degree == cohort - 1 else 1
     threshold = threshold or required_threshold(holders=degree + 1, corrupt_holders=corrupt_holders)
+    min_survivors = min_survivors or (threshold if degree == cohort - 1 else degree + 2)
     return RoundConfig(
         round_id=round_id or os.urandom(32),
         cohort=cohort,
         threshold=threshold,
-        min_survivors=min_survivors or (threshold if degree == cohort - 1 else degree + 2),
+        min_survivors=min_survivors,
         degree=degree,
         corrupt_holders=corrupt_holders,
         length=length,
@@ -72,6 +74,7 @@ def round_config(
         modulus_bits=modulus_bits,
         model=model,
         binding=binding,
+        removable=cohort - min_survivors if removable else 0,
     )
 
 
@@ -116,7 +119,11 @@ class Round:
         ids = sorted(self.vectors)
         self.identities = self.identities or {client: Identity.generate() for client in ids}
         self.roster = Roster({client: identity.public for client, identity in self.identities.items()})
-        policy = ClientPolicy(min_survivors=self.config.min_survivors, corrupt_holders=self.config.corrupt_holders)
+        policy = ClientPolicy(
+            min_survivors=self.config.min_survivors,
+            corrupt_holders=self.config.corrupt_holders,
+            suite=self.config.suite,
+        )
         self.clients = {
             client: self.implementation.client(
                 self.configs.get(client, self.config),
@@ -137,6 +144,7 @@ class Round:
         self.sent: list[tuple[ClientId, Phase, bytes]] = []  # what clients gave to the network
         self.received: list[tuple[ClientId, bytes]] = []  # what arrived at clients
         self.held: dict[ClientId, dict[ClientId, bytes]] = {client: {} for client in ids}  # shares, while they lived
+        self.seeds: dict[ClientId, tuple[bytes, ...]] = {}  # of removable components
         self.result: AggregateReady | None = None
         self.server_error: ProtocolError | None = None
 
@@ -169,6 +177,7 @@ class Round:
                 self.histories[client] = self.histories.get(client, History()).after(record)
                 self.call(client, session.persisted)
             case ContributionNeeded():
+                self.seeds[client] = session.removable_seeds
                 self.call(client, lambda: session.contribute(self.vectors[client]))
             case SurvivorsAgreed(survivors=survivors):
                 self.agreed[client] = survivors
@@ -241,9 +250,10 @@ class Round:
         return {
             (holder, owner, name)
             for holder, pairs in self.held.items()
-            for owner, pair in pairs.items()
-            for name, share in (("mask key", pair[:36]), ("self seed", pair[36:]))
-            if any(share in data for data in everything)
+            for owner, shares in pairs.items()
+            for place in range(len(shares) // 36)
+            for name in (("mask key", "self seed")[place] if place < 2 else f"link {place - 1}",)
+            if any(shares[36 * place : 36 * place + 36] in data for data in everything)
         }
 
 

@@ -3,12 +3,15 @@
 Opacus computes per-record gradients and drives the loop. Clipping ends in our integer check; noise and accounting are
 ours. Rules:
 
-- Every record is clipped, rounded and checked on its own: its integers have norm at most `int_bound`, exactly. A record
-  whose gradient is not finite counts as zero, locally: a refusal that others can see would tell them about it.
+- With `rounding="exact"` every record is clipped, rounded and checked on its own: its integers have norm at most
+  `int_bound`, exactly. With `rounding="sum"` ghost clipping adds up the clipped gradients, and the sum is rounded once,
+  by a bound that is proved in `ghost` and rests on floats. A record whose gradient is not finite counts as zero,
+  locally: a refusal that others can see would tell them about it.
+- With a `LocalRecordLevel` unit a client makes the same steps alone, with all the noise in its own share.
 - Removing a record must change nothing else. A float kernel may give a record other last bits when the batch has
   another shape or order, so in training every batch is laid out in a fixed number of rows, records in random ones, the
   others blank. What is assumed of PyTorch is that in batches of equal shape a row's gradient does not depend on the
-  values in other rows.
+  values in other rows: `require_independent_rows` tries it out.
 - For the same reason the loss must be a sum: a mean divides every record's gradient by the size of the secret batch.
 - One round is one logical batch, one contribution, one event. It is accounted at its worst case before noise is drawn
   and corrected to the actual survivors when the aggregate is applied; a round that dies stays charged.
@@ -44,13 +47,18 @@ except ImportError as error:
 from .accountant import SkellamAccountant
 from .batches import FixedRows, SecretPoissonSampler
 from .engine import SecurePrivacyEngine
+from .ghost import GhostLoss, GhostRows
 from .optimizer import Aggregate, SecureDPOptimizer
+from .selftest import require_independent_rows
 
 __all__ = [
     "Aggregate",
     "FixedRows",
+    "GhostLoss",
+    "GhostRows",
     "SecretPoissonSampler",
     "SecureDPOptimizer",
     "SecurePrivacyEngine",
     "SkellamAccountant",
+    "require_independent_rows",
 ]

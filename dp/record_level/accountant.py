@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 
 from opacus.accountants import IAccountant, register_accountant
 
-from ..accounting import SkellamEvent, epsilon
+from ..accounting import PrivacyEvent, epsilon, event_from_dict
 from ..errors import UnaccountableError
 
 
@@ -19,18 +19,18 @@ class SkellamAccountant(IAccountant):  # type: ignore[misc]  # Opacus is untyped
     """Counts the Skellam releases that touched one client's records. Opacus knows it as "skellam"."""
 
     def __init__(self) -> None:
-        self._counts: Counter[SkellamEvent] = Counter()
+        self._counts: Counter[PrivacyEvent] = Counter()
 
     @property
-    def history(self) -> list[tuple[SkellamEvent, int]]:
+    def history(self) -> list[tuple[PrivacyEvent, int]]:
         """Every distinct release and how often it was made."""
         return list(self._counts.items())
 
-    def record(self, event: SkellamEvent) -> None:
+    def record(self, event: PrivacyEvent) -> None:
         """Add one release."""
         self._counts[event] += 1
 
-    def amend(self, recorded: SkellamEvent, actual: SkellamEvent) -> None:
+    def amend(self, recorded: PrivacyEvent, actual: PrivacyEvent) -> None:
         """Replace one recorded release by what it turned out to be.
 
         Raises:
@@ -56,6 +56,18 @@ class SkellamAccountant(IAccountant):  # type: ignore[misc]  # Opacus is untyped
     def get_epsilon(self, delta: float) -> float:
         """Epsilon of all releases together, at `delta` in (0, 1)."""
         return epsilon(self._counts, delta=delta)
+
+    def opacus_history(self) -> list[tuple[float, float, int]]:
+        """What is on record, in the words of Opacus' own accountants: noise multiplier, sampling rate, steps.
+
+        To compare, not to claim. They read it as continuous Gaussian noise of the same relative size; that loses the
+        dimension, the integer bounds and the rounding. `history` of an `RDPAccountant` or `PRVAccountant` takes it:
+
+            other = opacus.accountants.create_accountant("prv")
+            other.history = ours.opacus_history()
+            other.get_epsilon(delta)
+        """
+        return [(event.gaussian_multiplier, float(event.sampling_rate), count) for event, count in self._counts.items()]
 
     def __len__(self) -> int:
         return self._counts.total()
@@ -83,11 +95,11 @@ class SkellamAccountant(IAccountant):  # type: ignore[misc]  # Opacus is untyped
         history = state_dict.get("history")
         if state_dict.get("mechanism") != self.mechanism() or not isinstance(history, list):
             raise UnaccountableError(f"not the state of a Skellam accountant: keys {sorted(state_dict)}")
-        counts: Counter[SkellamEvent] = Counter()
+        counts: Counter[PrivacyEvent] = Counter()
         for entry in history:
             match entry:
                 case [dict(data), int(count)] if count > 0:
-                    counts[SkellamEvent.from_dict(data)] += count
+                    counts[event_from_dict(data)] += count
                 case _:
                     raise UnaccountableError(f"not an event and its count: {entry!r}")
         self._counts = counts

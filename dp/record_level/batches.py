@@ -14,9 +14,9 @@ Rules:
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ _BACKWARD_HOOK_WARNING = (  # beside the point: records are not trained, so they
     "gradients."
 )
 _ROW_GRID = 16  # one record more or less seldom changes the number of rows
-_ROW_REACH = 4  # standard deviations of the batch size for which there are rows
+ROW_REACH = 4  # standard deviations of the batch size for which there are rows
+GHOST_ROW_REACH = 7  # with rounding "sum" a batch of more rows may be refused: one in 10^12 is
 
 
 @runtime_checkable
@@ -92,27 +93,20 @@ class SecretPoissonSampler(Sampler[list[int]]):
         return indices
 
 
-class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
-    """Opacus' per-record gradients, from training batches of a fixed number of rows.
+class RowLayout:
+    """What `FixedRows` and `ghost.GhostRows` share: how a batch is laid out, and whose keys a state has."""
 
-    Outputs are picked out again, so the caller sees its own records only, and blank rows get no gradient. Outside
-    training it is the module itself. The keys of its `state_dict` are the module's own.
+    _module: Any
+    training: bool
 
-    Args:
-        module: Called with tensors of one row per record (and other values, which pass through); returns tensors of one
-            row per record, alone or in tuples, lists and dictionaries.
-        rows: Rows per training batch, >= 1.
+    def lay_out(self, rows: int) -> None:
+        """Set the rows per training batch, >= 1.
 
-    Raises:
-        ValueError: `rows` is outside its bound.
-        NotImplementedError: A trained layer has buffers, which Opacus does not support.
-    """
-
-    def __init__(self, module: nn.Module, *, rows: int) -> None:
+        Raises:
+            ValueError: `rows` is outside its bound.
+        """
         if rows < 1:
             raise ValueError(f"rows must be >= 1, got {rows}")
-        super().__init__(module, loss_reduction="sum")
-        self.forbid_grad_accumulation()
         warnings.filterwarnings("ignore", message=re.escape(_BACKWARD_HOOK_WARNING))
         self.rows = rows
 
@@ -129,7 +123,13 @@ class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
             raise UnsafeUpdateError(f"every tensor must have one row per record, got leading sizes {sorted(heads)}")
         (count,) = heads.pop()
         total = self.rows * max(1, math.ceil(count / self.rows))
-        places = torch.from_numpy(_random_places(count, total, rand=secure_random()))
+        places = torch.from_numpy(random_places(count, total, rand=secure_random()))
+        return self.run_placed(args, kwargs, places=places, total=total)
+
+    def run_placed(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object], *, places: Tensor, total: int
+    ) -> object:
+        """Call the module on records in the given rows of a batch of `total` rows, and pick their outputs."""
 
         def place(value: object) -> object:
             if not isinstance(value, Tensor):
@@ -155,10 +155,32 @@ class FixedRows(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
         return self._module.load_state_dict(*args, **kwargs)
 
 
-def default_rows(length: int, *, rate: float) -> int:
-    """Rows that nearly every Poisson draw fits."""
+class FixedRows(RowLayout, GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' per-record gradients, from training batches of a fixed number of rows.
+
+    Outputs are picked out again, so the caller sees its own records only, and blank rows get no gradient. Outside
+    training it is the module itself. The keys of its `state_dict` are the module's own.
+
+    Args:
+        module: Called with tensors of one row per record (and other values, which pass through); returns tensors of one
+            row per record, alone or in tuples, lists and dictionaries.
+        rows: Rows per training batch, >= 1.
+
+    Raises:
+        ValueError: `rows` is outside its bound.
+        NotImplementedError: A trained layer has buffers, which Opacus does not support.
+    """
+
+    def __init__(self, module: nn.Module, *, rows: int) -> None:
+        super().__init__(module, loss_reduction="sum")
+        self.forbid_grad_accumulation()
+        self.lay_out(rows)
+
+
+def default_rows(length: int, *, rate: float, reach: float = ROW_REACH) -> int:
+    """Rows that nearly every Poisson draw fits: up to `reach` standard deviations above its mean."""
     mean = length * rate
-    return _ROW_GRID * math.ceil((mean + _ROW_REACH * math.sqrt(mean * (1 - rate))) / _ROW_GRID)
+    return _ROW_GRID * math.ceil((mean + reach * math.sqrt(mean * (1 - rate))) / _ROW_GRID)
 
 
 def with_batches(
@@ -214,6 +236,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: object) -> object:
             raise UnsafeUpdateError(f"expected tensors, tuples, lists or dictionaries, got {type(value).__name__}")
 
 
-def _random_places(count: int, total: int, *, rand: RandomBytes) -> Int64Vector:
+def random_places(count: int, total: int, *, rand: RandomBytes) -> Int64Vector:
     """`count` distinct rows out of `total`, uniformly; fewer records take a prefix of the same places."""
     return np.argsort(np.frombuffer(rand(8 * total), dtype="<u8"), kind="stable")[:count]

@@ -4,26 +4,35 @@ Rules:
 
 - The integers of a record depend on its own gradient and on coins that are shared by all records of a logical batch and
   depend on no data. So, for the same coins, removing a record moves the integer sum by exactly its integers.
+- With `rounding="sum"` the clipped sum comes from `ghost` and is rounded once; its bound is proved there.
+- With a `LocalRecordLevel` unit the same steps are made with all the noise in one share, and nobody is asked for a sum.
 - A round is charged before its noise is drawn. Nothing that happens afterwards can make it free.
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
 import torch
 from opacus.optimizers import DPOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..accounting import SkellamEvent
+from .. import local
+from ..accounting import PrivacyEvent, RdpCurve, epsilon_of_rdp
 from ..encoding import IntegerEncoder, lower_norm
-from ..errors import UnaccountableError, UnsafeUpdateError
-from ..mechanisms import DistributedSkellam, NoisedIntegers
+from ..errors import BudgetExceededError, UnaccountableError, UnsafeUpdateError
+from ..ledger import PrivacyLedger, Reservation
+from ..local import LocalUpdate
+from ..mechanisms import DistributedNoise, NoisedIntegers
 from ..rotation import Rotation
 from ..samplers import FloatVector, Int64Vector, RandomBytes, secure_random
-from ..units import RecordLevel
+from ..units import LocalRecordLevel, RecordLevel
 from .accountant import SkellamAccountant
+from .ghost import sum_clip, terms_covered
 
 Aggregate = Callable[[NoisedIntegers], tuple[Int64Vector, int]]
 """Carries one contribution through a round: returns the integer sum over the survivors, and how many survived."""
@@ -41,11 +50,16 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
     `contribution()` and, when the sum has arrived, `apply()`; `step()` is then only for those physical batches at which
     `more_to_come` says that the logical batch continues. A learning-rate scheduler goes on `original_optimizer`.
 
+    With a `LocalRecordLevel` unit every `step()` is such a round of this client alone. `start_update()` before the
+    local steps and `local_update()` after them give what may be sent.
+
     Attributes:
         unit: What is protected.
         mechanism: The release of one round.
         accountant: Holds every round at its worst case from the contribution on, and at its survivors once applied.
         rejected_records: Rows so far whose gradient was not finite; they counted as zero. Publishing it is a leak.
+        record_clip: The norm that records are clipped to. With `rounding="sum"` it is below the unit's, since rounding
+            and float sums take their part of the bound.
 
     Args:
         optimizer: The optimizer to wrap. Its trainable parameters, in order, are the coordinates of the sum. Per-record
@@ -54,9 +68,13 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         mechanism: As calibrated for `unit` and these parameters; the same at every client.
         accountant: The client's one accountant.
         aggregate: Carries a contribution through a round, blocking. If it raises, the round stays charged and is over.
+            None with a `LocalRecordLevel` unit.
+        ledger: Where the budget is kept durably, if no other party of this client charges it: every round is reserved
+            before its noise is drawn, and refused when the budget is spent. See `dp.planned_budget`.
 
     Raises:
-        ValueError: `mechanism` is not for this unit or not for these parameters.
+        ValueError: `mechanism` is not for this unit or not for these parameters, or parameters are of a precision that
+            the unit's rounding does not cover.
         CapacityError: Its `int_bound` is below 8·√d.
     """
 
@@ -64,15 +82,16 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self,
         optimizer: torch.optim.Optimizer,
         *,
-        unit: RecordLevel,
-        mechanism: DistributedSkellam,
+        unit: RecordLevel | LocalRecordLevel,
+        mechanism: DistributedNoise,
         accountant: SkellamAccountant,
         aggregate: Aggregate | None = None,
+        ledger: PrivacyLedger | None = None,
     ) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=mechanism.noise_multiplier,
-            max_grad_norm=unit.clip_norm,
+            max_grad_norm=_record_norm(unit),
             expected_batch_size=None,
             loss_reduction="sum",
         )
@@ -81,19 +100,36 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             raise ValueError(f"mechanism is for {mechanism.dimension} coordinates, the optimizer trains {dimension}")
         if mechanism.sampling_rate != unit.exact_rate:
             raise ValueError(f"mechanism has sampling rate {mechanism.sampling_rate}, the unit {unit.exact_rate}")
+        if mechanism.rounding != unit.rounding:
+            raise ValueError(f"mechanism has rounding {mechanism.rounding!r}, the unit {unit.rounding!r}")
+        alone = isinstance(unit, LocalRecordLevel)
+        if alone != (mechanism.clients == 1):
+            raise ValueError(f"unit {unit.unit!r} does not go with a mechanism for {mechanism.clients} clients")
+        if alone and aggregate is not None:
+            raise ValueError("a LocalRecordLevel unit has no aggregate: its steps are this client's own")
+        if ledger is not None:
+            _require_budget(ledger, unit)
         self.unit = unit
         self.mechanism = mechanism
         self.accountant = accountant
-        self.aggregate = aggregate
+        self.aggregate: Aggregate | None = _alone if alone else aggregate
+        self.ledger = ledger
         self.rejected_records = 0
-        self._encoder = IntegerEncoder(clip_norm=unit.clip_norm, int_bound=mechanism.int_bound)
+        self._encoder = IntegerEncoder(clip_norm=_record_norm(unit), int_bound=mechanism.int_bound)
         self._encoder.require_capacity(dimension)
         self._rand = secure_random()
         self._coins: FloatVector | None = None
-        self._sum: FloatVector = np.zeros(dimension)
+        self._sum: FloatVector = np.zeros(dimension)  # integers, or with rounding "sum" gradients
         self._rotation: Rotation | None = None
         self._seed = b""
-        self._in_flight: SkellamEvent | None = None
+        self.record_clip = sum_clip(self._encoder, dimension) if unit.rounding == "sum" else _record_norm(unit)
+        self._terms_covered = terms_covered(self.params) if unit.rounding == "sum" else 0
+        self._terms = 0
+        self._handed_over = False
+        self._in_flight: PrivacyEvent | None = None
+        self._reservation: Reservation | None = None
+        self._start: list[Tensor] | None = None
+        self._versions: list[int] = []
 
     @property
     def accumulated_iterations(self) -> int:
@@ -143,7 +179,9 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         Raises:
             UnaccountableError: The last contribution is still under way, the logical batch continues, or a scheduler
                 changed the noise or the clip norm.
-            UnsafeUpdateError: As `clip_and_accumulate`.
+            UnsafeUpdateError: As `clip_and_accumulate`, or as `local_update`.
+            BudgetExceededError: The round, at its worst case, does not fit the ledger, or without one the unit's
+                budget; nothing was drawn.
         """
         if self._in_flight is not None:
             raise UnaccountableError(
@@ -151,14 +189,24 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             )
         if self.more_to_come:
             raise UnaccountableError("the logical batch continues: call step() until more_to_come is false")
-        if (self.noise_multiplier, self.max_grad_norm) != (self.mechanism.noise_multiplier, self.unit.clip_norm):
+        if (self.noise_multiplier, self.max_grad_norm) != (self.mechanism.noise_multiplier, _record_norm(self.unit)):
             raise UnaccountableError("noise and clip norm are fixed by the mechanism: remove the scheduler")
+        reserved = self.mechanism.event(survivors=self.mechanism.min_survivors)
+        self._require_untouched()
+        self._require_budget(reserved)
         rand = self._rand if rand is None else rand
         self._accumulate(rand=rand)
         self._check_skip_next_step()
+        if self.unit.rounding == "sum":
+            self._sum *= self._encoder.int_bound / self._encoder.clip_norm
+            if self._rotation is not None:
+                self._sum = self._rotation.apply(self._sum)
+            self._sum += _draw_coins(self._sum.size, rand=rand)
+            np.floor(self._sum, out=self._sum)
         integers = self._sum.astype(np.int64)
         self._drop_batch()
-        reserved = self.mechanism.event(survivors=self.mechanism.min_survivors)
+        if self.ledger is not None:
+            self._reservation = self.ledger.reserve(reserved, request_id=f"step/{os.urandom(16).hex()}")
         self.accountant.record(reserved)
         self._in_flight = reserved
         return self.mechanism.privatize(integers, rand=rand, seed=self._seed)
@@ -188,18 +236,79 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         denominator = float(self.unit.exact_rate * self.unit.records * survivors / self.mechanism.clients)
         mean = torch.from_numpy(self._encoder.decode(total, denominator=denominator, rotation=self._rotation))
         self.accountant.amend(self._in_flight, event)
-        self._in_flight = None
+        if self._reservation is not None and self.ledger is not None:
+            self.ledger.commit(self._reservation, event)
+        self._in_flight = self._reservation = None
         parts = torch.split(mean, [parameter.numel() for parameter in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
             parameter.grad = part.view(parameter.shape).to(parameter)
         if self.step_hook:
             self.step_hook(self)
         self.original_optimizer.step()
+        self._versions = [parameter._version for parameter in self.params]
         self.zero_grad(set_to_none=True)
+
+    def start_update(self) -> None:
+        """Remember the parameters that the local steps of a round start from.
+
+        Raises:
+            UnaccountableError: The unit is not a `LocalRecordLevel`.
+        """
+        if not isinstance(self.unit, LocalRecordLevel):
+            raise UnaccountableError(
+                f"unit {self.unit.unit!r} sends contributions: local updates need LocalRecordLevel"
+            )
+        self._start = [parameter.detach().clone() for parameter in self.params]
+        self._versions = [parameter._version for parameter in self.params]
+
+    def local_update(self, module: nn.Module) -> LocalUpdate:
+        """What the steps since `start_update` changed, ready to be sent.
+
+        Args:
+            module: Whose trainable parameters these are; it gives the names.
+
+        Raises:
+            UnaccountableError: There was no `start_update`.
+            UnsafeUpdateError: Parameters changed otherwise than by private steps, or are not the module's.
+        """
+        if self._start is None or not isinstance(self.unit, LocalRecordLevel):
+            raise UnaccountableError("call start_update() before the local steps of a round")
+        self._require_untouched()
+        starts = dict(zip(self.params, self._start, strict=True))
+        names = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if set(names.values()) != set(starts):
+            raise UnsafeUpdateError("the optimizer steps other parameters than the module's trainable ones")
+        arrays = {name: (parameter.detach() - starts[parameter]).cpu().numpy() for name, parameter in names.items()}
+        self._start = None
+        return LocalUpdate(arrays=arrays, unit=self.unit, seal=local._SEAL)
+
+    def _require_untouched(self) -> None:
+        """Between `start_update` and `local_update` only private steps may write parameters."""
+        if self._start is not None and self._versions != [parameter._version for parameter in self.params]:
+            raise UnsafeUpdateError(
+                "parameters were changed outside private steps since start_update(): load a model before it"
+            )
+
+    def _require_budget(self, reserved: PrivacyEvent) -> None:
+        """Refuse the round that would pass the unit's budget. With a ledger, that decides."""
+        if self.ledger is not None:
+            return
+        counts = Counter(dict(self.accountant.history))
+        counts[reserved] += 1
+        if set(counts) == {reserved} and counts[reserved] <= self.unit.releases:
+            return  # as calibrated
+        curve = np.sum([count * _curve(event) for event, count in counts.items()], axis=0)
+        if (spent := epsilon_of_rdp(curve, self.unit.delta)) > self.unit.epsilon:
+            raise BudgetExceededError(
+                f"one more round would spend epsilon {spent:.4g} at delta {self.unit.delta:g}, the budget is "
+                f"{self.unit.epsilon:g}"
+            )
 
     def abandon(self) -> None:
         """Give up the round under way, if any: nothing is applied, and it stays charged at its worst case."""
-        self._in_flight = None
+        if self._reservation is not None and self.ledger is not None:
+            self.ledger.charge(self._reservation)
+        self._in_flight = self._reservation = None
         self.restart()
 
     def restart(self) -> None:
@@ -234,13 +343,54 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             self.apply(total, survivors=survivors)
             on_failure.pop_all()
 
+    def take_sum(self, *, terms: int, rejected: int) -> None:
+        """Add the clipped sum that ghost clipping left in the parameters, once per physical batch.
+
+        Args:
+            terms: K·rows of this batch, see `ghost`.
+            rejected: Records that counted as absent.
+
+        Raises:
+            UnsafeUpdateError: The last batch was not followed by a step, the sum is not finite, or float sums over so
+                many terms may pass the margin.
+        """
+        if self.unit.rounding != "sum":
+            raise UnsafeUpdateError(f"the unit's rounding is {self.unit.rounding!r}: gradients come per record")
+        if self._handed_over:
+            raise UnsafeUpdateError("gradients of several backward passes are mixed: step after each")
+        if self._terms + terms > self._terms_covered:
+            raise UnsafeUpdateError(
+                f"float sums over rows x rows x places = {self._terms + terms} terms may pass the margin of rounding "
+                f'"sum", which covers {self._terms_covered}: lower physical_batch_size, call module.double(), or take '
+                'rounding="exact"'
+            )
+        sums = [parameter.grad for parameter in self.params]
+        if not all(isinstance(part, Tensor) and bool(torch.isfinite(part).all()) for part in sums):
+            raise UnsafeUpdateError("the clipped sum is missing or not finite")
+        self._terms += terms
+        self._handed_over = True
+        self.rejected_records += rejected
+        offset = 0
+        for parameter in self.params:
+            self._sum[offset : offset + parameter.numel()] += parameter.grad.double().flatten().cpu().numpy()
+            offset += parameter.numel()
+            parameter.grad = None
+
     def _accumulate(self, *, rand: RandomBytes) -> None:
         """Encode what the last backward pass left."""
+        if self.unit.rounding == "sum":
+            if any(parameter.grad is not None for parameter in self.params):
+                raise UnsafeUpdateError(
+                    "gradients were not clipped: call backward() on the loss of the criterion that make_private "
+                    "returned"
+                )
+            self._handed_over = False
+            return
         gradients = _record_gradients(self.params)
         if not gradients:
             return
         if self._coins is None:
-            self._coins = np.frombuffer(rand(4 * self._sum.size), dtype="<u4") * 2.0**-32
+            self._coins = _draw_coins(self._sum.size, rand=rand)
         if self._rotation is None:
             integers, rejected = encode_rows(gradients, coins=self._coins, encoder=self._encoder)
         else:
@@ -256,6 +406,39 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         """Start the next logical batch, with fresh coins."""
         self._coins = None
         self._sum.fill(0)
+        self._terms = 0
+        self._handed_over = False
+
+
+def _draw_coins(length: int, *, rand: RandomBytes) -> FloatVector:
+    """float64[length] in [0, 1), multiples of 2^-32."""
+    return np.frombuffer(rand(4 * length), dtype="<u4") * 2.0**-32
+
+
+@lru_cache(maxsize=256)
+def _curve(event: PrivacyEvent) -> RdpCurve:
+    """Its Rényi curve: milliseconds to compute, and asked for in every round."""
+    return event.rdp()
+
+
+def _record_norm(unit: RecordLevel | LocalRecordLevel) -> float:
+    """What a record's gradient is clipped to."""
+    return unit.record_clip_norm if isinstance(unit, LocalRecordLevel) else unit.clip_norm
+
+
+def _alone(share: NoisedIntegers) -> tuple[Int64Vector, int]:
+    """The sum over one client."""
+    return share.take(), 1
+
+
+def _require_budget(ledger: PrivacyLedger, unit: RecordLevel | LocalRecordLevel) -> None:
+    """A ledger keeps the unit's budget and no other."""
+    state = ledger.state()
+    if (state.limit_epsilon, state.delta, state.unit) != (unit.epsilon, unit.delta, unit.unit):
+        raise ValueError(
+            f"the ledger keeps epsilon {state.limit_epsilon} at delta {state.delta} for unit {state.unit!r}, "
+            f"the unit is {unit.unit!r} with epsilon {unit.epsilon} at delta {unit.delta}"
+        )
 
 
 def _record_gradients(parameters: Sequence[torch.nn.Parameter]) -> list[Tensor]:

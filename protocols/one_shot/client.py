@@ -11,14 +11,15 @@ import numpy as np
 
 from ..errors import MalformedMessageError
 from ..policy import BundlesSeen, KeysAdvertised
-from ..primitives import key_shares, keys, ring_mask
+from ..primitives import key_shares, keys, ring_mask, share_proof
 from ..primitives.packing import UInt32Vector
 from ..primitives.prg import SEED_BYTES
 from ..session import ContributionNeeded, Event, Phase, SendMessage
 from ..wire import encode
 from .party import Party, Secrets
 from .rules import CANARIES, CLIENT_TRANSITIONS, WORD, member_bundle_digest, signature_kind
-from .wire import SUITE, Committee, Contribution, MemberBundle, sealed_digest
+from .sealed import seal
+from .wire import Committee, Contribution, MemberBundle, sealed_digests
 
 
 class OneShotClient(Party):
@@ -33,7 +34,8 @@ class OneShotClient(Party):
     def start(self) -> list[Event]:
         """Makes this round's key; nothing is sent before the committee is known."""
         with self._step("start"):
-            self._secrets = Secrets(self._rand)
+            # X25519 in both suites: what is encapsulated to members needs no key of this client's.
+            self._secrets = Secrets(keys.AgreementKey(self._rand(keys.SECRET_KEY_BYTES), keys.CLASSICAL))
             record = KeysAdvertised(round_id=self._rules.config.round_id, serial=self._history.serial + 1)
             return self._persist(record, list)
 
@@ -60,24 +62,31 @@ class OneShotClient(Party):
             ring_mask.add_errors(words, seed=self._rand(SEED_BYTES))
             ring_mask.add_mask(words, key, seed=rules.matrix_seed)
             digest = sha256(words.data).digest()
-            shares = key_shares.share(key, rules.slots, threshold=config.threshold, rand=self._rand)
+            shares, first = key_shares.share(key, rules.slots, threshold=config.threshold, rand=self._rand)
             sealed = [
-                keys.seal(
-                    rules.channel(secrets.channels[member], self._me, member),
+                seal(
+                    rules,
                     share,
-                    associated=rules.associated(self._me, member, secrets.key.public, digest),
+                    client=self._me,
+                    member=member,
+                    agreed=secrets.channels[member],
+                    ephemeral_key=secrets.key.public,
+                    vector=digest,
                 )
                 for member, share in zip(rules.bundles, shares, strict=True)
             ]
+            digests = sealed_digests(sealed)
+            challenge = rules.challenge(self._me, secrets.key.public, digest, digests)
             covered = encode(
                 Contribution(
                     context=rules.context,
                     sender=self._me,
                     ephemeral_key=secrets.key.public,
                     vector=digest,
-                    sealed=sealed_digest(sealed),
+                    sealed=digests,
+                    proof=share_proof.prove(first, challenge),
                 ),
-                suite=SUITE,
+                suite=rules.suite,
             )
             signature = self._sign(signature_kind(Contribution), sha256(covered).digest())
             self._erase()
@@ -89,11 +98,14 @@ class OneShotClient(Party):
         rules.bind(message.bundles)
         for member, bundle in rules.bundles.items():
             rules.roster.check_signature(
-                member, signature_kind(MemberBundle), member_bundle_digest(bundle, rules.roster), bundle.signature
+                member,
+                signature_kind(MemberBundle),
+                member_bundle_digest(bundle, rules.roster, rules.suite),
+                bundle.signature,
             )
             problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
             try:
-                keys.check_public_key(bundle.key, SUITE)
+                keys.check_public_key(bundle.key, rules.suite)
                 secrets.channels[member] = secrets.key.agree(bundle.key)
             except ValueError as error:
                 problem = str(error)

@@ -23,9 +23,9 @@ from ..policy import ClientPolicy, History, Record
 from ..primitives import keys
 from ..roster import Identity, Roster, signed_text
 from ..session import Event, PersistBeforeSend, Phase, TransitionTable
-from ..wire import SERVER, Message, decode
+from ..wire import SERVER, Message
 from .rules import OneShotConfig, Rules
-from .wire import SUITE
+from .wire import decode
 
 RandomBytes = Callable[[int], bytes]
 
@@ -33,9 +33,9 @@ RandomBytes = Callable[[int], bytes]
 class Secrets(keys.Unprintable):
     """All that must be erased when a party's round ends, in one place."""
 
-    def __init__(self, rand: RandomBytes) -> None:
-        self.key = keys.AgreementKey(rand(keys.SECRET_KEY_BYTES), SUITE)
-        self.channels: dict[ClientId, bytes] = {}  # a client's: member -> shared secret
+    def __init__(self, key: keys.AgreementKey) -> None:
+        self.key = key
+        self.channels: dict[ClientId, bytes] = {}  # a client's: member -> X25519 of its key and the member's
 
     def wipe(self) -> None:
         """Empties the object and its key, for whoever still refers to them: an error's traceback, say."""
@@ -56,7 +56,7 @@ class Party(Lifecycle):
         rand: source of uniform bytes; the default is the operating system's.
 
     Raises:
-        PolicyRefusal: the policy forbids this round.
+        PolicyRefusal: the policy forbids this round, or pins another committee.
         ValueError: the identity is not the one pinned for this party.
     """
 
@@ -78,6 +78,7 @@ class Party(Lifecycle):
             raise ValueError(f"the roster pins another identity for {party_id}")
         policy.check_round(config, history)
         self._rules = Rules(config, roster)
+        policy.check_committee(self._rules.committee)
         self._me = party_id
         self._identity = identity
         self._policy = policy
@@ -98,7 +99,8 @@ class Party(Lifecycle):
                 )
                 raise error(f"no message is expected in phase {self._phase.value}", client_id=self._me)
         with self._step(self._awaited.__name__):
-            message = decode(data, self._awaited, suite=SUITE, limit=self._rules.request_limit)
+            limit = self._rules.limits[self._awaited]
+            message = decode(data, self._awaited, suite=self._rules.suite, limit=limit)
             if message.context != self._rules.context:
                 raise InconsistentViewError("the message belongs to another round")
             if message.sender != SERVER:

@@ -13,12 +13,12 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from ..errors import ClientId, InconsistentViewError, TooFewClientsError
-from ..primitives import key_shares, keys, ring_mask
+from ..errors import ClientId, InconsistentViewError, MalformedMessageError, TooFewClientsError
+from ..primitives import key_shares, keys, ring_mask, share_proof
 from ..roster import Roster
 from ..session import DIGEST_BYTES, MAX_COHORT, MAX_LENGTH, Phase, TransitionTable
-from ..wire import VERSION, check_increasing, message_limit
-from .wire import SUITE, MemberBundle, request_limit
+from ..wire import VERSION, check_increasing
+from .wire import Contribution, MemberBundle, limits, sealed_bytes
 
 PROTOCOL = "one_shot"
 CANARIES = 64  # coordinates behind the vector that every client leaves zero
@@ -61,6 +61,7 @@ class OneShotConfig:
             the other `noise_bits` = 32 - b keep the errors of the masks apart from the sum.
         model: SHA-256 digest of the model that every client starts from.
         binding: SHA-256 digest of everything above the protocol: application, layout, privacy configuration.
+        suite: the number of the key-agreement suite: 2 is X25519 with ML-KEM-768, 1 is X25519 alone.
     """
 
     round_id: bytes
@@ -73,11 +74,14 @@ class OneShotConfig:
     modulus_bits: int
     model: bytes
     binding: bytes
+    suite: int = keys.HYBRID.number
 
     def __post_init__(self) -> None:
         for name in ("round_id", "model", "binding"):
             if len(getattr(self, name)) != DIGEST_BYTES:
                 raise ValueError(f"{name} must have {DIGEST_BYTES} bytes, got {len(getattr(self, name))}")
+        if self.suite not in keys.SUITES:
+            raise ValueError(f"suite must be one of {sorted(keys.SUITES)}, got {self.suite}")
         if not 2 <= self.cohort <= MAX_COHORT:
             raise ValueError(f"cohort must be from 2 to {MAX_COHORT}, got {self.cohort}")
         holders = len(self.committee)
@@ -131,9 +135,22 @@ def least_noise_bits(clients: int) -> int:
     return (2 * ring_mask.sum_bound(clients)).bit_length()
 
 
-def member_bundle_digest(bundle: MemberBundle, roster: Roster) -> bytes:
+def committee_digest(roster: Roster, committee: Sequence[ClientId]) -> bytes:
+    """What a policy pins: the members and their identities, in increasing order of id.
+
+    Raises:
+        ValueError: somebody of the committee is not on the roster.
+    """
+    strangers = sorted(set(committee) - roster.keys())
+    if strangers:
+        raise ValueError(f"committee members {strangers} are not on the roster")
+    members = [(member, roster[member]) for member in sorted(committee)]
+    return sha256(b"secagg/v1/one_shot/committee" + msgspec.msgpack.encode(members)).digest()
+
+
+def member_bundle_digest(bundle: MemberBundle, roster: Roster, suite: keys.Suite = keys.HYBRID) -> bytes:
     """The digest that a member bundle's signature covers: everything in it, and the roster, but no round."""
-    where = (VERSION, SUITE.number, PROTOCOL, roster.digest)
+    where = (VERSION, suite.number, PROTOCOL, roster.digest)
     what = (bundle.member, bundle.serial, bundle.fresh, bundle.key)
     return sha256(b"secagg/v1/one_shot/member-bundle" + msgspec.msgpack.encode((*where, *what))).digest()
 
@@ -149,14 +166,15 @@ class Rules:
     def __init__(self, config: OneShotConfig, roster: Roster) -> None:
         if config.cohort > len(roster):
             raise ValueError(f"the cohort has {config.cohort} clients, the roster only {len(roster)}")
-        strangers = sorted(set(config.committee) - roster.keys())
-        if strangers:
-            raise ValueError(f"committee members {strangers} are not on the roster")
+        self.committee = committee_digest(roster, config.committee)
         self.config = config
         self.roster = roster
         self.context = sha256(b"secagg/v1/one_shot/context0" + config.digest() + roster.digest).digest()
-        self.limit = message_limit(max(config.cohort, len(config.committee)), SUITE)
-        self.request_limit = request_limit(config.cohort, len(config.committee))
+        self.suite = keys.SUITES[config.suite]
+        keys.check_available(self.suite)
+        self.limits = limits(
+            cohort=config.cohort, committee=len(config.committee), threshold=config.threshold, suite=self.suite
+        )
         self.bundles: dict[ClientId, MemberBundle] = {}
 
     def check_bundles(self, bundles: Sequence[MemberBundle], phase: Phase) -> None:
@@ -171,7 +189,8 @@ class Rules:
         check_increasing(members)
         if not set(self.config.committee) >= set(members):
             raise InconsistentViewError("somebody outside the committee is shown as a member")
-        if len({bundle.key for bundle in bundles}) != len(members):
+        public_keys = [part for bundle in bundles for part in keys.parts(bundle.key)]
+        if len(set(public_keys)) != len(public_keys):
             raise InconsistentViewError("two members have the same key")
         self.check_members("are there", members, phase)
 
@@ -190,7 +209,7 @@ class Rules:
     def sealed_bytes(self) -> list[int]:
         """The size of the sealed key share of each member that is there."""
         return [
-            key_shares.encoded_bytes(position, self.config.threshold) + keys.SEAL_OVERHEAD_BYTES
+            sealed_bytes(key_shares.encoded_bytes(position, self.config.threshold), self.suite)
             for position in range(len(self.bundles))
         ]
 
@@ -211,6 +230,27 @@ class Rules:
     def associated(self, client: ClientId, member: ClientId, ephemeral_key: bytes, vector: bytes) -> bytes:
         """What a sealed share belongs to: round, client, member, the client's key, the digest of its masked vector."""
         return msgspec.msgpack.encode((self.context, client, member, ephemeral_key, vector))
+
+    def challenge(self, client: ClientId, ephemeral_key: bytes, vector: bytes, sealed: Sequence[bytes]) -> bytes:
+        """The challenge of a client's proof: of what the client says alone, so it is one for all members."""
+        said = msgspec.msgpack.encode((client, ephemeral_key, vector, sealed))
+        return sha256(b"secagg/v1/one_shot/challenge" + self.context + said).digest()
+
+    def check_contribution(self, contribution: Contribution) -> None:
+        """It has one share for each member that is there, and something that can be a proof.
+
+        Raises:
+            MalformedMessageError: it has not.
+        """
+        client, shares = ClientId(contribution.sender), len(contribution.sealed)
+        if shares != len(self.bundles):
+            raise MalformedMessageError(
+                f"client {client} sealed {shares} shares to {len(self.bundles)} members", client_id=client
+            )
+        try:
+            share_proof.check(contribution.proof, self.config.threshold)
+        except ValueError as error:
+            raise MalformedMessageError(f"the proof of client {client}: {error}", client_id=client) from None
 
     def check_floor(self, clients: Collection[ClientId], phase: Phase) -> None:
         """The sum is over enough clients."""

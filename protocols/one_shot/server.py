@@ -8,37 +8,46 @@ bad message is rejected without effect, and the sum is either exact or not relea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import (
+    BadShareError,
     ClientId,
     InconsistentViewError,
     LocalProtocolError,
     MalformedMessageError,
     RemoteProtocolError,
+    TooFewClientsError,
 )
 from ..lifecycle import Lifecycle
 from ..primitives import key_shares, keys, ring_mask
 from ..primitives.packing import UInt32Vector
 from ..roster import Roster
 from ..session import AggregateReady, Event, PeerRejected, Phase, SendMessage
-from ..wire import SERVER, Message, decode, decode_signed, encode
+from ..wire import SERVER, Message, check_increasing, encode
 from .rules import CANARIES, SERVER_TRANSITIONS, WORD, OneShotConfig, Rules, member_bundle_digest, signature_kind
 from .wire import (
-    SUITE,
     Committee,
+    Complaint,
     Contribution,
     MemberBundle,
     MemberKeys,
     PartialSum,
     SealedContribution,
     UnmaskRequest,
+    decode,
     decode_contribution,
+    decode_signed,
+    says,
 )
+
+AnswerT = TypeVar("AnswerT", PartialSum, Complaint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +55,7 @@ class _Received:
     """What is kept of a contribution."""
 
     contribution: Contribution
+    digest: bytes
     signature: bytes
     sealed: tuple[bytes, ...]
 
@@ -56,10 +66,26 @@ class OneShotServer(Lifecycle):
     Args:
         config: the round.
         roster: the pinned identities of all clients and members.
+        bundles: what members sent in advance (`next_bundles` of earlier rounds); one that does not fit this round is
+            left out, and a member may still advertise another key.
+        serials: of the latest bundle of each member that any client was shown, from `serials` of the round before.
+
+    Attributes:
+        next_bundles: verified bundles for a later round, from the members that attached one to their answer.
+        serials: the same, this round included. Clients refuse a round with a bundle that they have seen. So a member
+            that lost its history, and counts from one again, is rejected here, and others go on.
     """
 
-    def __init__(self, config: OneShotConfig, *, roster: Roster) -> None:
+    def __init__(
+        self,
+        config: OneShotConfig,
+        *,
+        roster: Roster,
+        bundles: Mapping[ClientId, MemberBundle] | None = None,
+        serials: Mapping[ClientId, int] | None = None,
+    ) -> None:
         self._rules = Rules(config, roster)
+        self.serials = dict(serials or {})
         self._opening_context = self._rules.context  # before the members' keys are bound
         self._phase = Phase.ADVERTISE_KEYS
         self._expected: frozenset[ClientId] = frozenset(config.committee)
@@ -68,12 +94,18 @@ class OneShotServer(Lifecycle):
         self._received: dict[ClientId, _Received] = {}
         self._seen: set[bytes] = set()  # keys and vector digests of contributions
         self._answers: dict[ClientId, key_shares.Share] = {}
+        self._complaints: list[tuple[ClientId, ClientId]] = []  # client, member
         self._words = np.zeros(0, dtype=WORD)
+        self.next_bundles: dict[ClientId, MemberBundle] = {}
+        for member, bundle in (bundles or {}).items():
+            with suppress(RemoteProtocolError):
+                self._offer(member, bundle)
 
     @property
     def waiting_for(self) -> frozenset[ClientId]:
         """Parties whose message of this phase is still missing."""
-        return self._expected - self._answered
+        there = self._offered.keys() if self._phase is Phase.ADVERTISE_KEYS else self._answered
+        return self._expected - there
 
     def receive(self, sender: ClientId, data: bytes) -> list[Event]:
         """Takes one message; see `ServerSession.receive`."""
@@ -86,7 +118,7 @@ class OneShotServer(Lifecycle):
         if handler is None:
             raise LocalProtocolError("the round is over", phase=self._phase.value)
         try:
-            if sender not in self.waiting_for:
+            if sender not in self._expected or sender in self._answered:
                 raise RemoteProtocolError(f"nothing is expected from {sender} in phase {self._phase.value}")
             handler(sender, data)
         except RemoteProtocolError as error:
@@ -114,25 +146,43 @@ class OneShotServer(Lifecycle):
     # One pair of steps for each phase: take a message, close the phase.
 
     def _take_keys(self, sender: ClientId, data: bytes) -> None:
-        message = decode(data, MemberKeys, suite=SUITE, limit=self._rules.limit)
+        rules = self._rules
+        message = decode(data, MemberKeys, suite=rules.suite, limit=rules.limits[MemberKeys])
         self._check_origin(message, sender)
-        bundle = message.bundle
-        if bundle.member != sender:
-            raise MalformedMessageError(f"member {sender} advertises a key of member {bundle.member}")
-        self._rules.roster.check_signature(
-            sender, signature_kind(MemberBundle), member_bundle_digest(bundle, self._rules.roster), bundle.signature
-        )
-        if any(bundle.key == other.key for other in self._offered.values()):
-            raise RemoteProtocolError(f"member {sender} advertises another member's key")
-        _check_public_key(bundle.key)
-        self._offered[sender] = bundle
+        self._offer(sender, message.bundle)
+
+    def _offer(self, member: ClientId, bundle: MemberBundle) -> None:
+        """Takes a bundle into the round; a key that is there twice would void the round for all."""
+        if member not in self._expected:
+            raise RemoteProtocolError(f"{member} is not on the committee")
+        self._check_bundle(member, bundle)
+        others = [other.key for owner, other in self._offered.items() if owner != member]
+        taken = {part for key in others for part in keys.parts(key)}
+        if not taken.isdisjoint(keys.parts(bundle.key)):
+            raise RemoteProtocolError(f"member {member} advertises another member's key")
+        self._offered[member] = bundle
+
+    def _check_bundle(self, member: ClientId, bundle: MemberBundle) -> None:
+        """It is the member's own, newer than all that clients were shown, and holds a key that they can agree with."""
+        rules = self._rules
+        if bundle.member != member:
+            raise MalformedMessageError(f"member {member} advertises a key of member {bundle.member}")
+        if bundle.serial <= self.serials.get(member, 0):
+            raise RemoteProtocolError(
+                f"member {member} advertises bundle {bundle.serial} after bundle {self.serials[member]}: is its "
+                "history lost?"
+            )
+        digest = member_bundle_digest(bundle, rules.roster, rules.suite)
+        rules.roster.check_signature(member, signature_kind(MemberBundle), digest, bundle.signature)
+        _check_public_key(bundle.key, rules.suite)
 
     def _close_keys(self) -> list[Event]:
         rules = self._rules
         bundles = tuple(self._offered[member] for member in sorted(self._offered))
         rules.check_members("advertised keys", self._offered, self._phase)
-        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=SUITE)
+        frame = encode(Committee(context=rules.context, sender=SERVER, bundles=bundles), suite=rules.suite)
         rules.bind(bundles)
+        self.serials |= {member: bundle.serial for member, bundle in rules.bundles.items()}
         self._words = np.zeros(rules.config.length + CANARIES, dtype=WORD)
         self._expected = frozenset(rules.roster)
         return [SendMessage(to=client, data=frame) for client in rules.roster]
@@ -142,17 +192,24 @@ class OneShotServer(Lifecycle):
         if len(self._received) == rules.config.cohort:
             raise RemoteProtocolError(f"the cohort of {rules.config.cohort} is full")
         frame = decode_contribution(
-            data, limit=rules.limit, sealed_bytes=rules.sealed_bytes, vector_bytes=self._words.nbytes
+            data,
+            suite=rules.suite,
+            limit=rules.limits[Contribution],
+            sealed_bytes=rules.sealed_bytes,
+            vector_bytes=self._words.nbytes,
         )
         self._check_origin(frame.message, sender)
         rules.roster.check_signature(sender, signature_kind(Contribution), frame.digest, frame.signature)
-        _check_public_key(frame.message.ephemeral_key)
+        rules.check_contribution(frame.message)
+        _check_public_key(frame.message.ephemeral_key, keys.CLASSICAL)
         unique = {frame.message.ephemeral_key, frame.message.vector}
         if unique & self._seen:
             raise RemoteProtocolError(f"the contribution of {sender} is a copy of another one")
         np.add(self._words, np.frombuffer(frame.vector, dtype=WORD), out=self._words)
         self._seen |= unique
-        self._received[sender] = _Received(contribution=frame.message, signature=frame.signature, sealed=frame.sealed)
+        self._received[sender] = _Received(
+            contribution=frame.message, digest=frame.digest, signature=frame.signature, sealed=frame.sealed
+        )
 
     def _close_contributions(self) -> list[Event]:
         rules = self._rules
@@ -167,22 +224,49 @@ class OneShotServer(Lifecycle):
             request = UnmaskRequest(
                 context=self._opening_context, sender=SERVER, bundles=bundles, contributions=contributions
             )
-            events.append(SendMessage(to=member, data=encode(request, suite=SUITE)))
+            events.append(SendMessage(to=member, data=encode(request, suite=rules.suite)))
         self._expected = frozenset(rules.bundles)
         return events
 
     def _take_answer(self, sender: ClientId, data: bytes) -> None:
-        frame = decode_signed(data, PartialSum, suite=SUITE, limit=self._rules.request_limit)
-        self._check_origin(frame.message, sender)
-        self._rules.roster.check_signature(sender, signature_kind(PartialSum), frame.digest, frame.signature)
-        if frame.message.view != self._rules.view(self._received):
-            raise InconsistentViewError(f"member {sender} answered for other survivors")
+        if says(data, Complaint):
+            accused = self._answer(sender, data, Complaint).accused
+            known = {client: received.digest for client, received in self._received.items()}
+            if any(known.get(ClientId(one.client)) != one.contribution for one in accused):
+                raise InconsistentViewError(f"member {sender} complains about what no survivor sent")
+            check_increasing(tuple(one.client for one in accused))
+            self._complaints += [(ClientId(one.client), sender) for one in accused]
+            return
+        answer = self._answer(sender, data, PartialSum)
         try:
-            self._answers[sender] = key_shares.decode(frame.message.share)
+            share = key_shares.decode_sum(answer.share)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
+        for bundle in answer.next_bundle:
+            self._check_bundle(sender, bundle)
+            self.next_bundles[sender] = bundle
+        self._answers[sender] = share
+
+    def _answer(self, sender: ClientId, data: bytes, kind: type[AnswerT]) -> AnswerT:
+        rules = self._rules
+        frame = decode_signed(data, kind, suite=rules.suite, limit=rules.limits[kind])
+        self._check_origin(frame.message, sender)
+        rules.roster.check_signature(sender, signature_kind(kind), frame.digest, frame.signature)
+        if frame.message.view != self._rules.view(self._received):
+            raise InconsistentViewError(f"member {sender} answered for other survivors")
+        return frame.message
 
     def _close_answers(self) -> list[Event]:
+        pairs = tuple(sorted(self._complaints))
+        try:
+            return self._open_sum()
+        except (RemoteProtocolError, TooFewClientsError) as error:
+            if not pairs:
+                raise
+            named = ", ".join(f"from client {client} to member {member}" for client, member in pairs)
+            raise BadShareError(f"{error}; bad shares {named}", pairs=pairs) from None
+
+    def _open_sum(self) -> list[Event]:
         rules = self._rules
         rules.check_members("answered", self._answers, self._phase)
         committee = rules.config.committee
@@ -193,8 +277,11 @@ class OneShotServer(Lifecycle):
         except ValueError as error:
             raise RemoteProtocolError(f"the answers of the members do not fit together: {error}") from None
         events: list[Event] = [
-            PeerRejected(client=committee[slot], reason="its answer, or a share sealed to it, is wrong")
-            for slot in sorted(wrong)
+            PeerRejected(client=committee[slot], reason="its answer is wrong") for slot in sorted(wrong)
+        ]
+        events += [
+            PeerRejected(client=client, reason=f"its share to member {member} is bad, or that member lies")
+            for client, member in sorted(self._complaints)
         ]
         vector = self._remove_masks(key)
         view = rules.view(self._received)
@@ -230,13 +317,14 @@ class OneShotServer(Lifecycle):
         self._received.clear()
         self._seen.clear()
         self._answers.clear()
+        self._complaints.clear()
         self._words = np.zeros(0, dtype=WORD)
         self._expected = frozenset()
 
 
-def _check_public_key(public: bytes) -> None:
+def _check_public_key(public: bytes, suite: keys.Suite) -> None:
     """Refuses a key that no peer can agree with: it would void the round for all of them."""
     try:
-        keys.check_public_key(public, SUITE)
+        keys.check_public_key(public, suite)
     except ValueError as error:
         raise MalformedMessageError(str(error)) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import (
     ClientId,
@@ -49,11 +50,13 @@ from ..wire import (
     decode,
     encode,
 )
+from . import removable
 from .one_time_keys import OneTimeKeys
-from .rules import Rules, key_parts
+from .rules import Rules
 from .sealed import Sealed, open_half, open_shares, seal
 
 RandomBytes = Callable[[int], bytes]
+ClientIds = NDArray[np.int32]
 
 
 class _Secrets(keys.Unprintable):
@@ -65,7 +68,8 @@ class _Secrets(keys.Unprintable):
         self.channels: dict[ClientId, bytes] = {}  # peer -> X25519 of the channel keys
         self.pairs: dict[ClientId, bytes] = {}  # peer -> X25519 of the mask keys
         self.pair_seeds: dict[ClientId, bytes] = {}  # peer -> key of their common mask
-        self.held: dict[ClientId, bytes] = {}  # peer -> its mask key's share, its self seed's share
+        self.links: list[bytes] = []  # of the chain that removable components follow from, its end included
+        self.held: dict[ClientId, bytes] = {}  # peer -> shares of its mask key, its self seed, the links of its chain
 
     def keep_only_held(self) -> None:
         """Forgets this client's own secrets."""
@@ -129,8 +133,11 @@ class PairwiseClient(Lifecycle):
         self._secrets: _Secrets | None = None
         self._after_persist: Callable[[], list[Event]] | None = None
         self._own_bundle: KeyBundle | None = None
-        self._cohort: tuple[ClientId, ...] = ()
-        self._survivors: tuple[ClientId, ...] = ()
+        # Lists of clients are as long as the cohort: four bytes a client, each kept until the next one replaces it.
+        self._shown: ClientIds = _compact(())  # clients of the bundle list
+        self._cohort: ClientIds = _compact(())
+        self._survivors: ClientIds = _compact(())
+        self._view = b""
 
     def start(self) -> list[Event]:
         """Advertises fresh keys, unless the server has a bundle of this client."""
@@ -164,12 +171,33 @@ class PairwiseClient(Lifecycle):
                 )
         kind, handler = handlers[self._phase]
         with self._step(kind.__name__):
-            message = decode(data, kind, suite=self._rules.suite, limit=self._rules.limit)
+            message = decode(
+                data,
+                kind,
+                suite=self._rules.suite,
+                removable=self._rules.config.removable,
+                limit=self._rules.limit,
+            )
             if message.context != self._rules.context:
                 raise InconsistentViewError("the message belongs to another round, or to another view of its keys")
             if message.sender != SERVER:
                 raise MalformedMessageError(f"only the server writes to clients, not sender {message.sender}")
             return handler(message)
+
+    @property
+    def removable_seeds(self) -> tuple[bytes, ...]:
+        """Seeds of the components 1 ... T that the vector must hold, besides what stays in it; none without them.
+
+        Raises:
+            LocalProtocolError: no contribution is expected now.
+        """
+        if self._phase is not Phase.CONTRIBUTE:
+            raise LocalProtocolError(
+                f"no contribution is expected in phase {self._phase.value}",
+                client_id=self._me,
+                phase=self._phase.value,
+            )
+        return removable.seeds(self._rules, self._me, self._live().links)
 
     def contribute(self, vector: packing.UInt32Vector) -> list[Event]:
         """Masks the vector and sends it.
@@ -199,7 +227,7 @@ class PairwiseClient(Lifecycle):
             # An array of its own, not a view into the frame: words that cross cache lines take a seventh longer.
             words = packing.pack(vector, config.modulus_bits)
             prg.apply_masks(words, add=add, subtract=subtract)
-            cohort = self._rules.cohort_digest(self._cohort)
+            cohort = self._rules.cohort_digest(self._cohort.tolist())
             message = MaskedInput(context=self._rules.context, sender=self._me, cohort=cohort)
             head = encode(message, suite=self._rules.suite)
             digest = sha256(head)
@@ -233,8 +261,8 @@ class PairwiseClient(Lifecycle):
         own = next((bundle for bundle in message.bundles if bundle.client == self._me), None)
         if own != self._own_bundle:
             raise InconsistentViewError("the server does not show this client's own keys as it advertised them")
-        public_keys = [part for bundle in message.bundles for part in key_parts(bundle)]
-        if len(set(public_keys)) != len(public_keys):
+        public_keys = [key for bundle in message.bundles for key in (bundle.channel_key, bundle.mask_key)]
+        if not keys.all_distinct(public_keys):
             raise InconsistentViewError("two public keys of the round are equal")
         rules.bind(message.bundles)
         peers = self._peers(clients)
@@ -257,13 +285,17 @@ class PairwiseClient(Lifecycle):
             if problem:
                 raise MalformedMessageError(f"a public key of client {peer}: {problem}", client_id=peer)
         answer = self._sealed_shares(secrets)
+        self._shown = _compact(clients)
+        rules.narrow(self._me)
         return self._persist(BundlesSeen(serials=serials), lambda: [answer])
 
     def _sealed_shares(self, secrets: _Secrets) -> SendMessage:
-        """Both secrets, shared among the holders and sealed to each; this client keeps its own share."""
+        """All secrets, shared among the holders and sealed to each; this client keeps its own share."""
         rules, holders = self._rules, self._rules.graph.holders(self._me)
+        if rules.config.removable:
+            secrets.links = removable.links(rules, self._me, self._rand(shamir.SECRET_BYTES))
         shares = shamir.share(
-            (secrets.mask_key.secret, secrets.self_seed),
+            (secrets.mask_key.secret, secrets.self_seed, *secrets.links[:-1]),
             threshold=rules.config.threshold,
             holders=len(holders),
             rand=self._rand,
@@ -281,29 +313,31 @@ class PairwiseClient(Lifecycle):
             )
             for holder, share in plain.items()
         )
-        commitment = rules.seed_commitment(self._me, secrets.self_seed)
+        commitment = b"".join((rules.seed_commitment(self._me, secrets.self_seed), *secrets.links[-1:]))
         return self._frame(ShareKeys(context=rules.context, sender=self._me, seed_commitment=commitment, sealed=sealed))
 
     def _open_shares(self, message: SealedShares) -> list[Event]:
-        rules = self._rules
+        rules, secrets = self._rules, self._live()
         check_increasing(message.cohort)
-        cohort = tuple(ClientId(client) for client in message.cohort)
-        if self._me not in cohort or not rules.bundles.keys() >= set(cohort):
+        cohort = frozenset(map(ClientId, message.cohort))
+        compact = _compact(message.cohort)
+        if self._me not in cohort or not _within(compact, self._shown):
             raise InconsistentViewError("the cohort must hold this client and only clients that advertised keys")
         rules.check_floor("shared keys", cohort, self._phase)
-        rules.check_holders(rules.graph.holders(self._me), set(cohort), self._phase)
+        rules.check_holders(rules.graph.holders(self._me), cohort, self._phase)
         peers = self._peers(cohort)
         if len(message.sealed) != len(peers):
             raise InconsistentViewError(
                 f"{len(message.sealed)} sealed shares for {len(peers)} neighbours in the cohort"
             )
         for peer, sealed in zip(peers, message.sealed, strict=True):
-            self._unseal(peer, Sealed.of(sealed, rules.suite))
-        self._cohort = cohort
-        return [ContributionNeeded(cohort=frozenset(cohort))]
+            self._unseal(peer, Sealed.of(sealed, rules.suite, rules.config.removable))
+        secrets.channels, secrets.pairs = {}, {}
+        self._shown, self._cohort = _compact(()), compact
+        return [ContributionNeeded(cohort=cohort)]
 
     def _unseal(self, peer: ClientId, sealed: Sealed) -> None:
-        """Takes what a peer sealed to this client: a share of each of its two secrets, its half of the pair secret."""
+        """Takes what a peer sealed to this client: a share of each of its secrets, its half of the pair secret."""
         rules, secrets = self._rules, self._live()
         problem = ""  # raised outside the handler: an error that remembers another one remembers its keys
         try:
@@ -315,7 +349,7 @@ class PairwiseClient(Lifecycle):
                 agreed=secrets.channels[peer],
                 channel_key=secrets.channel_key,
             )
-            shamir.decode_shares(shares, 2)
+            shamir.decode_shares(shares, 2 + rules.config.removable)
             half = open_half(rules, sealed.half, sender=peer, receiver=self._me, mask_key=secrets.mask_key)
         except ValueError as error:
             problem = str(error)
@@ -328,14 +362,16 @@ class PairwiseClient(Lifecycle):
     def _check_survivors(self, message: SurvivorList) -> list[Event]:
         rules = self._rules
         check_increasing(message.survivors)
-        survivors = tuple(ClientId(client) for client in message.survivors)
-        if self._me not in survivors or not set(self._cohort) >= set(survivors):
+        survivors = frozenset(map(ClientId, message.survivors))
+        compact = _compact(message.survivors)
+        if self._me not in survivors or not _within(compact, self._cohort):
             raise InconsistentViewError("the survivors must hold this client and only clients of the cohort")
         rules.check_floor("survived", survivors, self._phase)
-        rules.check_holders(rules.graph.holders(self._me), set(survivors), self._phase)
-        record = SurvivorsSigned(model=rules.config.model, survivors=frozenset(survivors))
+        rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)
+        record = SurvivorsSigned(model=rules.config.model, survivors=survivors)
         self._policy.check_survivors(record.model, record.survivors, self._history)
-        self._survivors = survivors
+        self._view = rules.view(self._cohort.tolist(), survivors)
+        self._cohort, self._survivors = _compact(()), compact
         answer = self._frame(self._consistency_check(self._me))
         return self._persist(record, lambda: [answer])
 
@@ -345,7 +381,8 @@ class PairwiseClient(Lifecycle):
         signers = tuple(ClientId(client) for client in message.signers)
         if len(message.signatures) != len(signers):
             raise MalformedMessageError(f"{len(message.signatures)} signatures of {len(signers)} signers")
-        if not set(self._survivors) >= set(signers):
+        alive = frozenset(map(ClientId, self._survivors.tolist()))
+        if not alive >= set(signers):
             raise InconsistentViewError("a client that did not survive signed the survivor set")
         rules.check_holders(rules.graph.holders(self._me), set(signers), self._phase)
         for signer, signature in zip(signers, message.signatures, strict=True):
@@ -356,17 +393,28 @@ class PairwiseClient(Lifecycle):
                 raise InconsistentViewError(
                     f"client {signer} did not sign this view of cohort and survivors", client_id=signer
                 ) from error
-        alive = set(self._survivors)
-        shares = b"".join(
-            pair[shamir.SHARE_BYTES :] if holder in alive else pair[: shamir.SHARE_BYTES]
-            for holder, pair in sorted(secrets.held.items())
-        )
+        shares = self._answered_shares(secrets.held, alive)
         later = self._next_keys.bundle if self._next_keys else None
         attached = (later,) if later else ()
         answer = self._frame(Unmask(context=rules.context, sender=self._me, shares=shares, next_bundle=attached))
-        events: list[Event] = [answer, SurvivorsAgreed(survivors=frozenset(self._survivors))]
+        events: list[Event] = [answer, SurvivorsAgreed(survivors=alive)]
         self._erase()
         return self._persist(self._burned(later), lambda: events) if later else events
+
+    def _answered_shares(self, held: dict[ClientId, bytes], alive: frozenset[ClientId]) -> bytes:
+        """One share of each owner's mask key or self seed; then of one link of each survivor's chain, if any must go.
+
+        Which link follows from the number of survivors, on whom t signatures were verified, and from nothing else.
+        """
+
+        def share(owner: ClientId, place: int) -> bytes:
+            return held[owner][place * shamir.SHARE_BYTES : (place + 1) * shamir.SHARE_BYTES]
+
+        shares = [share(owner, int(owner in alive)) for owner in sorted(held)]
+        first = self._rules.config.first_removed(len(alive))
+        if first <= self._rules.config.removable:
+            shares += [share(owner, 1 + first) for owner in sorted(held) if owner in alive]
+        return b"".join(shares)
 
     # What the steps share.
 
@@ -377,9 +425,7 @@ class PairwiseClient(Lifecycle):
 
     def _consistency_check(self, client: ClientId) -> ConsistencyCheck:
         """What `client` signs if it sees the same cohort and survivors as this client."""
-        return ConsistencyCheck(
-            context=self._rules.context, sender=client, view=self._rules.view(self._cohort, self._survivors)
-        )
+        return ConsistencyCheck(context=self._rules.context, sender=client, view=self._view)
 
     def _frame(self, message: Message) -> SendMessage:
         covered = encode(message, suite=self._rules.suite)
@@ -427,6 +473,7 @@ class PairwiseClient(Lifecycle):
         if self._secrets is not None:
             self._secrets.wipe()
         self._secrets = None
+        self._shown = self._cohort = self._survivors = _compact(())
         self._keys_in_advance = self._next_keys = None
         self._after_persist = None
 
@@ -443,3 +490,13 @@ class PairwiseClient(Lifecycle):
                 )
             yield
             self._phase = following
+
+
+def _compact(clients: Sequence[int]) -> ClientIds:
+    """A list of clients as long as the cohort, in as little memory as ids take."""
+    return np.array(clients, dtype=np.int32)
+
+
+def _within(part: ClientIds, whole: ClientIds) -> bool:
+    """Whether all clients of one list, without repetitions, are in another."""
+    return bool(np.isin(part, whole, assume_unique=True).all())

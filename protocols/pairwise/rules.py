@@ -36,7 +36,7 @@ class Rules:
         self.context = round_context(config, roster)
         self.suite = keys.SUITES[config.suite]
         keys.check_available(self.suite)
-        self.limit = message_limit(config.cohort, self.suite)
+        self.limit = message_limit(config.cohort, self.suite, config.removable)
         self.bundles: dict[ClientId, KeyBundle] = {}
         self.graph: NeighbourGraph
 
@@ -46,6 +46,11 @@ class Rules:
         self.bundles = {ClientId(bundle.client): bundle for bundle in bundles}
         self.context = sha256(b"secagg/v1/pairwise/context" + self.context + root).digest()
         self.graph = NeighbourGraph(tuple(self.bundles), degree=self.config.degree, seed=self.context)
+
+    def narrow(self, client: ClientId) -> None:
+        """Lets go of what grows with the cohort and one client needs no more: everybody's keys, and the ring."""
+        self.bundles = {}
+        self.graph = self.graph.around(client)
 
     def view(self, cohort: Iterable[ClientId], survivors: Iterable[ClientId]) -> bytes:
         """The digest of one view of the round; signatures over it are what makes a survivor set agreed."""
@@ -63,6 +68,14 @@ class Rules:
     def self_mask_seed(self, client: ClientId, self_seed: bytes) -> bytes:
         """The key of the keystream PRG(b_u)."""
         return keys.derive(self_seed, context=self.context, usage=b"pairwise/self-mask", ids=(client,))
+
+    def next_link(self, client: ClientId, link: bytes) -> bytes:
+        """r_{k+1} of a client's chain of removable components, from r_k."""
+        return keys.derive(link, context=self.context, usage=b"pairwise/removable-next", ids=(client,))
+
+    def removable_seed(self, client: ClientId, link: bytes) -> bytes:
+        """The seed of component k, from r_k."""
+        return keys.derive(link, context=self.context, usage=b"pairwise/removable-seed", ids=(client,))
 
     def channel_key(self, secret: bytes, sender: ClientId, receiver: ClientId) -> bytes:
         """The key that seals the one message from `sender` to `receiver`."""

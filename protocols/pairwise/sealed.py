@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from ..errors import ClientId
 from ..primitives import keys
-from ..wire import COMMITMENT_BYTES, SEALED_SHARES_BYTES
+from ..wire import COMMITMENT_BYTES, sealed_shares_bytes
 from .rules import Rules
 
 
@@ -33,7 +33,7 @@ class Sealed:
 
     Attributes:
         ciphertext: carries the KEM secret of the channel; empty in the classical suite.
-        shares: two shares, sealed.
+        shares: shares of two secrets and of the links of a chain, sealed.
         half: carries the sender's half of the pair secret, behind a commitment to it; empty in the classical suite.
     """
 
@@ -42,20 +42,20 @@ class Sealed:
     half: bytes
 
     @classmethod
-    def of(cls, data: bytes, suite: keys.Suite) -> Sealed:
+    def of(cls, data: bytes, suite: keys.Suite, removable: int = 0) -> Sealed:
         """Splits bytes of the length that `wire` has checked."""
-        end = suite.ciphertext_bytes + SEALED_SHARES_BYTES
+        end = suite.ciphertext_bytes + sealed_shares_bytes(removable)
         return cls(data[: suite.ciphertext_bytes], data[suite.ciphertext_bytes : end], data[end:])
 
 
 def seal(
     rules: Rules, shares: bytes, *, sender: ClientId, receiver: ClientId, agreed: bytes, mask_secret: bytes
 ) -> bytes:
-    """Seals two shares to a neighbour, together with the sender's half of their pair secret.
+    """Seals shares to a neighbour, together with the sender's half of their pair secret.
 
     Args:
         rules: the round, with its keys bound.
-        shares: the two shares, encoded.
+        shares: the shares, encoded.
         sender: this client.
         receiver: the neighbour.
         agreed: X25519 of their channel keys.
@@ -76,7 +76,7 @@ def seal(
 def open_shares(
     rules: Rules, sealed: Sealed, *, sender: ClientId, receiver: ClientId, agreed: bytes, channel_key: keys.AgreementKey
 ) -> bytes:
-    """What a neighbour sealed to this client: two shares, encoded.
+    """What a neighbour sealed to this client: shares, encoded.
 
     Raises:
         ValueError: it does not open.

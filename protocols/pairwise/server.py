@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 
@@ -44,6 +44,7 @@ from ..wire import (
     decode_signed,
     encode,
 )
+from . import removable
 from .rules import Rules, key_parts
 from .sealed import Sealed, open_half
 
@@ -86,8 +87,9 @@ class PairwiseServer(Lifecycle):
         self._sealed: defaultdict[ClientId, dict[ClientId, bytes]] = defaultdict(
             dict
         )  # receiver -> sender -> ciphertext
-        self._halves: dict[ClientId, dict[ClientId, bytes]] = {}  # the same, of the cohort: what a dropout would open
-        self._half_commitments: dict[ClientId, dict[ClientId, bytes]] = {}  # sender -> receiver, as long as the halves
+        # Halves of pair secrets that only dropouts need. A copy beside the frames would be half as much memory again.
+        self._relayed: dict[ClientId, bytes] = {}  # cohort member -> the frame with all halves sealed to it
+        self._half_commitments: dict[ClientId, bytes] = {}  # sender -> commitments to its own, in order of receivers
         self._cohort: tuple[ClientId, ...] = ()
         self._in_cohort: frozenset[ClientId] = frozenset()
         self._cohort_digest = b""
@@ -95,7 +97,9 @@ class PairwiseServer(Lifecycle):
         self._alive: frozenset[ClientId] = frozenset()
         self._view = b""
         self._signatures: dict[ClientId, bytes] = {}
+        self._chain_ends: dict[ClientId, bytes] = {}
         self._shares: dict[ClientId, shamir.Shares] = {}
+        self._link_shares: dict[ClientId, shamir.Shares] = {}  # of one link of each survivor's chain
         self._words: prg.Words = np.zeros(0, dtype=np.uint32)
         for client, bundle in (bundles or {}).items():
             with suppress(RemoteProtocolError):
@@ -193,14 +197,13 @@ class PairwiseServer(Lifecycle):
         receivers = self._neighbours(sender, self._rules.bundles)
         if len(message.sealed) != len(receivers):
             raise MalformedMessageError(f"{len(message.sealed)} sealed shares for {len(receivers)} neighbours")
-        self._commitments[sender] = message.seed_commitment
+        self._commitments[sender] = message.seed_commitment[:COMMITMENT_BYTES]
+        self._chain_ends[sender] = message.seed_commitment[COMMITMENT_BYTES:]
         for receiver, sealed in zip(receivers, message.sealed, strict=True):
             self._sealed[receiver][sender] = sealed
         if suite.ciphertext_bytes:
-            self._half_commitments[sender] = {
-                receiver: Sealed.of(sealed, suite).half[:COMMITMENT_BYTES]
-                for receiver, sealed in zip(receivers, message.sealed, strict=True)
-            }
+            halves = (Sealed.of(sealed, suite, self._rules.config.removable).half for sealed in message.sealed)
+            self._half_commitments[sender] = b"".join(half[:COMMITMENT_BYTES] for half in halves)
 
     def _close_sealed(self) -> list[Event]:
         self._cohort = tuple(sorted(self._answered))
@@ -208,16 +211,14 @@ class PairwiseServer(Lifecycle):
         self._expected = self._in_cohort = frozenset(self._cohort)
         self._cohort_digest = self._rules.cohort_digest(self._cohort)
         events: list[Event] = []
-        suite = self._rules.suite
         for client in self._cohort:
             peers = self._neighbours(client, self._in_cohort)
-            sealed = tuple(self._sealed[client].pop(peer) for peer in peers)
+            from_peers = self._sealed.pop(client, {})  # gone as soon as they are in the frame
+            sealed = tuple(from_peers[peer] for peer in peers)
             message = SealedShares(context=self._rules.context, sender=0, cohort=self._cohort, sealed=sealed)
             frame = self._encode(message)
-            if suite.ciphertext_bytes:
-                self._halves[client] = {
-                    peer: Sealed.of(one, suite).half for peer, one in zip(peers, sealed, strict=True)
-                }
+            if self._rules.suite.ciphertext_bytes:
+                self._relayed[client] = frame
             events.append(SendMessage(to=client, data=frame))
         self._sealed.clear()
         bits = self._rules.config.modulus_bits
@@ -236,7 +237,7 @@ class PairwiseServer(Lifecycle):
         frame = self._encode(SurvivorList(context=self._rules.context, sender=0, survivors=self._survivors))
         self._expected = self._alive = frozenset(self._survivors)
         for client in self._survivors:
-            self._halves.pop(client, None)
+            self._relayed.pop(client, None)
             self._half_commitments.pop(client, None)
         self._view = self._rules.view(self._cohort, self._survivors)
         return [SendMessage(to=client, data=frame) for client in self._survivors]
@@ -268,18 +269,19 @@ class PairwiseServer(Lifecycle):
     def _take_shares(self, sender: ClientId, data: bytes) -> None:
         message = self._open(sender, data, Unmask)
         try:
-            shares = shamir.decode_shares(message.shares, len(self._held_by(sender)))
+            held, links = len(self._held_by(sender)), len(self._chains_held_by(sender))
+            shares = shamir.decode_shares(message.shares, held + links)
         except ValueError as error:
             raise MalformedMessageError(str(error)) from None
         for bundle in message.next_bundle:
             self._check_bundle(sender, bundle)
             self.next_bundles[sender] = bundle
-        self._shares[sender] = shares
+        self._shares[sender], self._link_shares[sender] = shares[:held], shares[held:]
 
     def _close_shares(self) -> list[Event]:
         add: list[bytes] = []
         subtract: list[bytes] = []
-        for client, secret in self._reconstruct():
+        for client, secret in self._reconstruct(self._cohort, self._shares, self._held_by):
             if client in self._alive:
                 if self._rules.seed_commitment(client, secret) != self._commitments[client]:
                     raise RemoteProtocolError(
@@ -292,33 +294,62 @@ class PairwiseServer(Lifecycle):
                 raise RemoteProtocolError(
                     f"the shares of client {client}'s mask key do not match its public key", client_id=client
                 )
+            halves, commitments = self._halves_sealed_to(client), self._commitments_of(client)
             for peer in self._neighbours(client, self._alive):
-                seed = self._pair_mask_seed(mask_key, client, peer)
+                seed = self._pair_mask_seed(
+                    mask_key, client, peer, half=halves.get(peer, b""), commitment=commitments.get(peer, b"")
+                )
                 (subtract if client > peer else add).append(seed)
         self._remove_masks(add, subtract)
         config = self._rules.config
         vector = packing.unpack(self._words, config.length, config.modulus_bits)
         summed = sha256(vector.astype("<u4", copy=False).data).digest()
         transcript = sha256(b"secagg/v1/pairwise/transcript" + self._view + summed).digest()
-        return [AggregateReady(vector=vector, survivors=self._alive, transcript=transcript)]
+        return [
+            AggregateReady(vector=vector, survivors=self._alive, transcript=transcript, removed=self._removed_seeds())
+        ]
 
     # What the steps share.
 
-    def _reconstruct(self) -> Iterator[tuple[ClientId, bytes]]:
-        """The self seed of every survivor and the mask key of every dropout, from the first t answers of its holders.
+    def _removed_seeds(self) -> dict[ClientId, tuple[bytes, ...]]:
+        """The seeds of all components that must go, of every survivor, each chain checked against its end."""
+        first, seeds = self._rules.config.first_removed(len(self._survivors)), {}
+        if first > self._rules.config.removable:
+            return {}
+        for client, link in self._reconstruct(self._survivors, self._link_shares, self._chains_held_by):
+            chain = removable.links(self._rules, client, link, start=first)
+            if chain[-1] != self._chain_ends[client]:
+                raise RemoteProtocolError(
+                    f"the shares of client {client}'s chain do not match its end", client_id=client
+                )
+            seeds[client] = removable.seeds(self._rules, client, chain)
+        return seeds
+
+    def _reconstruct(
+        self,
+        owners: Iterable[ClientId],
+        answers: Mapping[ClientId, shamir.Shares],
+        order: Callable[[ClientId], tuple[ClientId, ...]],
+    ) -> Iterator[tuple[ClientId, bytes]]:
+        """One secret of each owner, from the first t answers of its holders.
 
         Clients whose answering holders sit in the same slots share one interpolation; on the complete graph that is all
         of them.
+
+        Args:
+            owners: whose secrets.
+            answers: the shares of each holder.
+            order: the owners of a holder's shares, in their order.
         """
         threshold = self._rules.config.threshold
         groups: defaultdict[tuple[int, ...], list[tuple[ClientId, list[shamir.Shares]]]] = defaultdict(list)
-        rows = {holder: {owner: row for row, owner in enumerate(self._held_by(holder))} for holder in self._shares}
-        for client in self._cohort:
+        rows = {holder: {owner: row for row, owner in enumerate(order(holder))} for holder in answers}
+        for client in owners:
             holders = self._rules.graph.holders(client)
-            answers = [(slot, holder) for slot, holder in enumerate(holders) if holder in self._shares][:threshold]
-            self._rules.check_holders(holders, self._shares, self._phase)
-            shares = [self._shares[holder][rows[holder][client]] for _, holder in answers]
-            groups[tuple(slot for slot, _ in answers)].append((client, shares))
+            used = [(slot, holder) for slot, holder in enumerate(holders) if holder in answers][:threshold]
+            self._rules.check_holders(holders, answers, self._phase)
+            shares = [answers[holder][rows[holder][client]] for _, holder in used]
+            groups[tuple(slot for slot, _ in used)].append((client, shares))
         for slots, members in groups.items():
             secrets = shamir.reconstruct(slots, np.stack([shares for _, shares in members], axis=1))
             for (client, _), secret in zip(members, secrets, strict=True):
@@ -326,9 +357,34 @@ class PairwiseServer(Lifecycle):
                     raise RemoteProtocolError(f"client {client} or a holder of its shares lies", client_id=client)
                 yield client, secret
 
-    def _pair_mask_seed(self, mask_key: keys.AgreementKey, client: ClientId, peer: ClientId) -> bytes:
-        """The key of the mask that a dropout would have shared with a peer, from the dropout's mask key."""
-        rules, half = self._rules, self._halves.get(client, {}).get(peer, b"")
+    def _halves_sealed_to(self, client: ClientId) -> dict[ClientId, bytes]:
+        """What a dropout would have opened; nothing in the classical suite."""
+        if client not in self._relayed:
+            return {}
+        suite, peers = self._rules.suite, self._neighbours(client, self._in_cohort)
+        frame, links = self._relayed[client], self._rules.config.removable
+        relayed = decode(frame, SealedShares, suite=suite, removable=links, limit=len(frame))
+        return {peer: Sealed.of(sealed, suite, links).half for peer, sealed in zip(peers, relayed.sealed, strict=True)}
+
+    def _commitments_of(self, client: ClientId) -> dict[ClientId, bytes]:
+        """A dropout's commitments to its halves; nothing in the classical suite."""
+        joined, peers = self._half_commitments.get(client, b""), self._neighbours(client, self._rules.bundles)
+        places = range(0, len(joined), COMMITMENT_BYTES)
+        return {peer: joined[at : at + COMMITMENT_BYTES] for peer, at in zip(peers, places, strict=False)}
+
+    def _pair_mask_seed(
+        self, mask_key: keys.AgreementKey, client: ClientId, peer: ClientId, *, half: bytes, commitment: bytes
+    ) -> bytes:
+        """The key of the mask that a dropout would have shared with a peer.
+
+        Args:
+            mask_key: the dropout's, reconstructed.
+            client: the dropout.
+            peer: its neighbour, which survived.
+            half: what the peer sealed to the dropout.
+            commitment: the dropout's, to its own half.
+        """
+        rules = self._rules
         try:
             opened = open_half(rules, half, sender=peer, receiver=client, mask_key=mask_key)
         except ValueError as error:
@@ -336,7 +392,6 @@ class PairwiseServer(Lifecycle):
                 f"the half of a pair secret from client {peer} to client {client}: {error}", client_id=peer
             ) from None
         halves = {client: rules.pair_half(mask_key.secret, client, peer), peer: opened}
-        commitment = self._half_commitments.get(client, {}).get(peer, b"")
         if rules.suite.ciphertext_bytes and rules.half_commitment(halves[client], client, peer) != commitment:
             raise RemoteProtocolError(
                 f"the half of a pair secret from client {client} to client {peer} is not that of its mask key",
@@ -356,6 +411,12 @@ class PairwiseServer(Lifecycle):
         """Whose shares `holder` answers with, in order: neighbourhood is symmetric."""
         return tuple(client for client in self._rules.graph.holders(holder) if client in self._in_cohort)
 
+    def _chains_held_by(self, holder: ClientId) -> tuple[ClientId, ...]:
+        """Whose links `holder` answers with after those, in order: survivors', if any component must go."""
+        if self._rules.config.first_removed(len(self._survivors)) > self._rules.config.removable:
+            return ()
+        return tuple(client for client in self._held_by(holder) if client in self._alive)
+
     def _check_origin(self, message: Message, sender: ClientId) -> None:
         if message.context != self._rules.context:
             raise InconsistentViewError("the message belongs to another round or another view of its keys")
@@ -372,15 +433,24 @@ class PairwiseServer(Lifecycle):
     def _verified(
         self, sender: ClientId, data: bytes, kind: type[MessageT], tail_bytes: int
     ) -> tuple[MessageT, memoryview]:
-        frame = decode_signed(data, kind, suite=self._rules.suite, limit=self._rules.limit, tail_bytes=tail_bytes)
+        rules = self._rules
+        frame = decode_signed(
+            data,
+            kind,
+            suite=rules.suite,
+            removable=rules.config.removable,
+            limit=rules.limit,
+            tail_bytes=tail_bytes,
+        )
         self._check_origin(frame.message, sender)
         self._rules.roster.check_signature(sender, kind.__name__, frame.digest, frame.signature)
         return frame.message, frame.tail
 
     def _erase(self) -> None:
         self._sealed.clear()
-        self._halves.clear()
+        self._relayed.clear()
         self._half_commitments.clear()
         self._shares.clear()
+        self._link_shares.clear()
         self._words = np.zeros(0, dtype=np.uint32)
         self._expected = frozenset()

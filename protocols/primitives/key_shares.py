@@ -3,9 +3,9 @@
 Rules:
 
 1. A key is N small integers; each is shared on its own polynomial of degree t - 1, whose value at 0 it is. Fewer than t
-   shares are independent of the key.
-2. Slot i evaluates at x = i + 1, as in `shamir`. A share is N elements, little-endian; elements at or above 65521 are
-   refused.
+   shares are independent of the key. After the key's come eight uniform elements that serve `share_proof` alone.
+2. Slot i evaluates at x = i + 1, as in `shamir`. A share is N + 8 elements, little-endian, the share of a sum the N of
+   the key; elements at or above 65521 are refused.
 3. The first t - 1 slots get a 32-byte seed whose keystream *is* their share (AES-256-CTR, by rejection); the others
    interpolate through these and the key. With random instead of pseudo-random bytes this is Shamir's sharing exactly.
 4. Spare shares make wrong ones visible: from t + 2e shares at most e wrong ones are located. More of them may go
@@ -28,14 +28,19 @@ from . import prg
 from .ring_mask import DEGREE, Coefficients
 from .shamir import PRIME, Field
 
-SHARE_BYTES = 2 * DEGREE
+BLINDING = 8  # elements
+ELEMENTS = DEGREE + BLINDING
+SHARE_BYTES = 2 * ELEMENTS
+SUM_BYTES = 2 * DEGREE
 _ELEMENT = np.dtype("<u2")
-_DRAWN_AT_ONCE = DEGREE + 64  # 15 of 65536 draws are rejected: one piece of keystream is enough but for 2^-200
+_SPARE = 64  # 15 of 65536 draws are rejected: that much more keystream is enough but for 2^-180
 
 Share = NDArray[np.uint16]
 
 
-def share(key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Callable[[int], bytes]) -> list[bytes]:
+def share(
+    key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Callable[[int], bytes]
+) -> tuple[list[bytes], list[Share]]:
     """Shares a key among the holders in `slots`.
 
     Args:
@@ -45,15 +50,18 @@ def share(key: Coefficients, slots: Sequence[int], *, threshold: int, rand: Call
         rand: source of uniform bytes.
 
     Returns:
-        One encoded share for each slot: t - 1 seeds of 32 bytes, then shares of 4096 bytes; `decode` reads both.
+        One encoded share for each slot: t - 1 seeds of 32 bytes, then shares of 4112 bytes; `decode` reads both. And
+        the first t of them, decoded.
     """
     seeds = [rand(prg.SEED_BYTES) for _ in range(threshold - 1)]
-    values = np.stack([key % PRIME, *(_expand(seed) for seed in seeds)]).astype(np.float64)
-    weights = _lagrange(
+    secret = np.concatenate([key % PRIME, uniform(rand(prg.SEED_BYTES), BLINDING)])
+    streams = [uniform(seed, ELEMENTS) for seed in seeds]
+    values = np.stack([secret, *streams]).astype(np.float64)
+    weights = lagrange(
         [0, *(slot + 1 for slot in slots[: threshold - 1])], [slot + 1 for slot in slots[threshold - 1 :]]
     )
     shares = (weights @ values % PRIME).astype(_ELEMENT)
-    return seeds + [row.tobytes() for row in shares]
+    return seeds + [row.tobytes() for row in shares], [*streams, shares[0]]
 
 
 def encoded_bytes(position: int, threshold: int) -> int:
@@ -62,26 +70,34 @@ def encoded_bytes(position: int, threshold: int) -> int:
 
 
 def decode(data: bytes) -> Share:
-    """Reads a share or the seed of one; uint16[2048].
+    """Reads a share or the seed of one; uint16[2056].
 
     Raises:
         ValueError: the length is neither, or an element is not in the field.
     """
     if len(data) == prg.SEED_BYTES:
-        return _expand(data)
+        return uniform(data, ELEMENTS)
     if len(data) != SHARE_BYTES:
         raise ValueError(f"a share takes {SHARE_BYTES} bytes, or {prg.SEED_BYTES} as a seed, got {len(data)}")
-    elements = np.frombuffer(data, dtype=_ELEMENT)
-    if (elements >= PRIME).any():
-        raise ValueError(f"a share has an element outside the field of {PRIME} elements")
-    return elements
+    return elements(data)
+
+
+def decode_sum(data: bytes) -> Share:
+    """Reads what `add` made; uint16[2048].
+
+    Raises:
+        ValueError: the length is another one, or an element is not in the field.
+    """
+    if len(data) != SUM_BYTES:
+        raise ValueError(f"a sum of shares takes {SUM_BYTES} bytes, got {len(data)}")
+    return elements(data)
 
 
 def add(shares: Iterable[Share]) -> bytes:
-    """The share of the sum of the shared keys, encoded."""
+    """The share of the sum of the shared keys, encoded; blinding elements are in no sum."""
     total = np.zeros(DEGREE, dtype=np.int64)
     for one in shares:
-        total += one
+        total += one[:DEGREE]
     return (total % PRIME).astype(_ELEMENT).tobytes()
 
 
@@ -92,7 +108,7 @@ def reconstruct(
 
     Args:
         slots: at least t distinct slots.
-        shares: their shares.
+        shares: their shares of the sum.
         threshold: t.
 
     Returns:
@@ -115,7 +131,7 @@ def reconstruct(
 def _through(basis: Sequence[int], x: Sequence[int], rows: Field) -> tuple[Coefficients, list[int]]:
     """The values at 0 of the polynomials of degree t - 1 through t rows, and which other rows are not on them."""
     others = [i for i in range(len(x)) if i not in basis]
-    values = _lagrange([x[i] for i in basis], [0, *(x[i] for i in others)]) @ rows[list(basis)] % PRIME
+    values = lagrange([x[i] for i in basis], [0, *(x[i] for i in others)]) @ rows[list(basis)] % PRIME
     wrong = [i for i, value in zip(others, values[1:], strict=True) if not np.array_equal(value, rows[i])]
     return values[0].astype(np.int64), wrong
 
@@ -126,7 +142,7 @@ def _locate(x: Sequence[int], rows: Field, threshold: int) -> frozenset[int]:
     Looks at one combination of the columns, drawn from the shares themselves: a wrong row escapes with probability
     1/65521, and `reconstruct` then refuses.
     """
-    mixture = _expand(sha256(rows.astype(_ELEMENT).tobytes()).digest()).astype(np.float64)
+    mixture = uniform(sha256(rows.astype(_ELEMENT).tobytes()).digest(), DEGREE).astype(np.float64)
     values = (rows @ mixture % PRIME).astype(np.int64)
     errors = (len(x) - threshold) // 2
     points = np.array(x, dtype=np.int64)
@@ -163,17 +179,29 @@ def _solve(matrix: Coefficients, right: Coefficients) -> Coefficients | None:
     return solution
 
 
-def _expand(seed: bytes) -> Share:
-    """The uniform share that a seed stands for."""
-    drawn = np.zeros(_DRAWN_AT_ONCE, dtype=_ELEMENT)
+def elements(data: bytes) -> Share:
+    """Reads field elements, two bytes each, little-endian.
+
+    Raises:
+        ValueError: one is not in the field.
+    """
+    read = np.frombuffer(data, dtype=_ELEMENT)
+    if (read >= PRIME).any():
+        raise ValueError(f"a share has an element outside the field of {PRIME} elements")
+    return read
+
+
+def uniform(seed: bytes, count: int) -> Share:
+    """The uniform elements that a seed stands for: its keystream, without those outside the field."""
+    drawn = np.zeros(count + _SPARE, dtype=_ELEMENT)
     prg.apply_masks(drawn, add=[seed], subtract=[])
-    elements = drawn[drawn < PRIME][:DEGREE]
-    if len(elements) < DEGREE:
+    accepted = drawn[drawn < PRIME][:count]
+    if len(accepted) < count:
         raise ValueError("a seed has too many elements outside the field")
-    return elements
+    return accepted
 
 
-def _lagrange(x: Sequence[int], at: Sequence[int]) -> Field:
+def lagrange(x: Sequence[int], at: Sequence[int]) -> Field:
     """float64[len(at), len(x)]: weights that give the values at `at` of the polynomial through values at `x`.
 
     All points are distinct: w_i(a) = prod over j of (a - x_j), / (a - x_i), / prod over j != i of (x_i - x_j).

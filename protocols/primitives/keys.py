@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn
@@ -186,6 +187,19 @@ def check_public_key(public: bytes, suite: Suite) -> None:
 def parts(public: bytes) -> tuple[bytes, ...]:
     """The X25519 key and, if the suite has one, the ML-KEM key of a public key."""
     return tuple(part for part in (public[:_X25519_BYTES], public[_X25519_BYTES:]) if part)
+
+
+def all_distinct(publics: Sequence[bytes]) -> bool:
+    """Whether no two public keys of one suite have a part in common; see `parts`.
+
+    Honest parts differ in their first 32 bytes already; whole ones are compared where those do not.
+    """
+    for start, end in ((0, _X25519_BYTES), (_X25519_BYTES, None)):
+        if len({public[start : start + _X25519_BYTES] for public in publics}) < len(publics):
+            whole = [part for public in publics if (part := public[start:end])]
+            if len(set(whole)) < len(whole):
+                return False
+    return True
 
 
 def _check_point(public: bytes) -> None:

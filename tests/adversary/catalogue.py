@@ -50,6 +50,7 @@ FLOODING = "adversary/test_flooding.py"
 BRANCHES = "adversary/test_branches.py"
 ENCODINGS = "adversary/test_key_encodings.py"
 OVERFLOW = "adversary/test_overflow.py"
+REMOVABLE = "adversary/test_removable.py"
 SESSIONS = "conformance/test_sessions.py"
 OS_SERVER = "one_shot/test_hostile_server.py"
 OS_PARTIES = "one_shot/test_hostile_parties.py"
@@ -131,9 +132,10 @@ CATALOGUE = (
     ),
     Attack(
         number=6,
-        attack="The server chooses the graph, tries cohorts until it likes it, or fills the roster with inventions",
+        attack="The server chooses the graph or committee, tries cohorts until it likes it, or fills the roster with "
+        "inventions",
         defence="Clients compute the ring from a commitment to all signed key bundles. Only pinned identities count. "
-        "Degrees leave 2^-40 after 2^40 tries",
+        "Degrees leave 2^-40 after 2^40 tries. A one-shot client's own policy pins the committee",
         tests=(
             f"{ISOLATION}::TestGraph::test_a_graph_of_the_server_opens_nothing",
             f"{ISOLATION}::TestGraph::test_every_bundle_moves_the_ring",
@@ -142,6 +144,7 @@ CATALOGUE = (
             f"{KEYS}::TestLists::test_a_client_outside_the_roster",
             f"{KEYS}::TestLists::test_strangers_on_a_ring_cannot_fill_up_a_cohort",
             "protocols/test_graph.py::TestChooseDegree::test_the_smallest_that_meets_all_conditions",
+            "one_shot/test_committee.py::TestPin::test_another_committee_is_refused_before_anything_leaves",
         ),
         remains="Sybils on the pinned roster itself beyond `max_colluders`: that the roster is genuine is a condition",
     ),
@@ -309,6 +312,8 @@ CATALOGUE = (
             "protocols/test_one_time_keys.py::test_keys_serve_one_round",
             "protocols/test_rules.py::TestKeys::test_another_round_has_other_keys",
             f"{OS_SERVER}::TestSeparation::test_two_rounds_have_no_mask_and_no_view_in_common",
+            "one_shot/test_one_time_key.py::TestOnce::test_the_same_key_does_not_serve_two_rounds",
+            "one_shot/test_one_time_key.py::TestOnce::test_clients_refuse_a_bundle_that_served_before",
         ),
         remains="A machine whose memory image is resumed twice, or whose random source repeats: other masks, but the "
         "same secret keys, which a later round may give to the server",
@@ -393,6 +398,7 @@ CATALOGUE = (
             f"{REPLAY}::TestDifferentConfigurations::test_clients_send_no_more_than_public_keys",
             f"{REPLAY}::TestDifferentConfigurations::test_even_if_the_network_translates_what_is_not_signed",
             f"{POLICY}::TestFloors::test_a_round_below_a_clients_own_floors_is_never_opened",
+            f"{POLICY}::TestFloors::test_the_classical_suite_is_for_those_who_allow_it",
             f"{HYBRID}::TestSuites::test_no_negotiation",
             "protocols/test_session.py::TestRoundConfig::test_refused",
             "protocols/test_session.py::TestRoundConfig::test_every_field_is_in_the_digest",
@@ -436,17 +442,23 @@ CATALOGUE = (
         number=26,
         attack="A one-shot contributor breaks the arithmetic: huge errors or keys, another scale, shares on no "
         "polynomial, values behind its vector",
-        defence="The server checks key sum, errors and canaries before it releases anything, and ends in a typed "
-        "error. Members have answered once, for one set, whatever the contribution was",
+        defence="A contribution proves that its shares are on a polynomial; a member complains about shares that do "
+        "not open or are off it, and sender and receiver are named. The server checks key sum, errors and canaries "
+        "before it releases anything. Members have spoken once, for one set, whatever the contribution was",
         tests=(
             f"{OS_ARITHMETIC}::test_a_key_that_is_too_large_voids_the_round",
             f"{OS_ARITHMETIC}::test_another_scale_is_another_vector_or_no_sum",
             f"{OS_PARTIES}::TestServer::test_errors_that_are_too_large_void_the_round",
-            f"{OS_PARTIES}::TestServer::test_shares_that_fit_no_polynomial",
             f"{OS_PARTIES}::TestServer::test_canaries_see_a_client_that_writes_behind_its_vector",
-            f"{OS_PARTIES}::TestServer::test_a_client_whose_shares_do_not_open_voids_the_round_and_is_named",
+            "one_shot/test_blame.py::TestNamed::test_a_share_off_the_polynomial_is_noticed",
+            "one_shot/test_blame.py::TestNamed::test_more_than_are_spare_end_the_round_and_name_every_pair",
+            "one_shot/test_blame.py::TestEvidence::test_the_server_cannot_make_a_member_accuse_an_honest_client",
+            "one_shot/test_blame.py::TestEvidence::test_a_false_complaint_costs_its_member_s_answer_and_opens_nothing",
+            "one_shot/test_split_views.py::TestProofs::test_dealers_proofs_add_nothing",
+            "protocols/test_share_proof.py::test_one_element_off_is_noticed_by_somebody",
         ),
-        remains="One liar can void a round, and is not always named. A lie that fits the arithmetic is another input",
+        remains="One liar can void a round. It is not named if its shares are good, but of another key than its mask "
+        "has. A lie that fits the arithmetic is another input",
     ),
     Attack(
         number=27,
@@ -474,6 +486,7 @@ CATALOGUE = (
             "protocols/test_wire.py::TestRefusals::test_deep_nesting",
             "protocols/test_wire.py::TestLimits::test_sizes_are_checked_before_anything_is_read",
             "one_shot/test_config.py::TestWire::test_requests_keep_their_limit",
+            "one_shot/test_committee.py::TestLimits::test_each_kind_has_its_own",
             f"{OS_SERVER}::TestMembers::test_refuse_more_clients_than_the_round_has",
         ),
         remains="What the transport takes in before a session sees it",
@@ -494,6 +507,26 @@ CATALOGUE = (
             f"{POLICY}::TestDifferencing::test_only_the_memory_prevents_it",
         ),
         remains="An owner who restores an older copy is noticed by peers who remember, not by its own client",
+    ),
+    Attack(
+        number=30,
+        attack="The server asks for more of the removable noise than the dropouts permit: another number of survivors, "
+        "two of them, or again",
+        defence="No message names what is to be given up. Each client computes it from the survivors on whom it "
+        "verified t signatures, and says its shares of that one link of each survivor's chain, once",
+        tests=(
+            f"{REMOVABLE}::TestTwoIndexes::test_no_two_links_of_one_client_are_ever_answered_often_enough",
+            f"{REMOVABLE}::TestTwoIndexes::test_one_client_is_told_of_more_survivors",
+            f"{REMOVABLE}::TestTwoIndexes::test_everybody_is_told_of_a_survivor_that_there_is_not",
+            f"{REMOVABLE}::TestTwoIndexes::test_a_second_request_gets_nothing",
+            f"{REMOVABLE}::TestTwoIndexes::test_nothing_of_a_dropouts_chain_is_ever_said",
+            f"{REMOVABLE}::TestLies::test_shares_of_another_chain",
+            f"{REMOVABLE}::TestLies::test_a_wrong_share_of_a_link_voids_the_round",
+            "protocols/test_removable.py::test_the_server_gets_the_seeds_that_the_survivors_call_for",
+            "dp/test_removable_noise.py::test_one_component_too_many_is_visible_in_the_variance",
+        ),
+        remains="t colluding holders have all links of a client, as they have its other secrets. The statement's last "
+        "rung counts with that",
     ),
 )
 

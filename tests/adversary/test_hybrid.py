@@ -125,7 +125,7 @@ class TestLiar:
         session = game.clients[LIAR]
 
         def change(message: ShareKeys) -> ShareKeys:
-            rules, secrets = session._rules, session._secrets
+            rules, secrets = game.server._rules, session._secrets  # a client has forgotten the keys by now
             assert secrets is not None
             half = flipped(Sealed.of(message.sealed[0], HYBRID).half, COMMITMENT_BYTES + CIPHERTEXT)
             shares = game.clients[LIAR]._secrets
@@ -157,7 +157,7 @@ class TestLiar:
         session, false = game.clients[LIAR], bytes(range(32))
 
         def change(message: ShareKeys) -> ShareKeys:
-            rules, secrets, one = session._rules, session._secrets, ClientId(1)
+            rules, secrets, one = game.server._rules, session._secrets, ClientId(1)
             assert secrets is not None
             secret, ciphertext = keys.encapsulate(rules.bundles[one].mask_key, HYBRID)
             real = rules.pair_half(secrets.mask_key.secret, LIAR, one)

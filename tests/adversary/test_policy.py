@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 
@@ -119,6 +120,14 @@ class TestFloors:
         config = round_config(6, threshold=4, min_survivors=4)
         with pytest.raises(PolicyRefusal, match="demands at least"):
             Round(config, random_vectors(6, 5), policies=dict.fromkeys(ALL, policy))
+
+    def test_the_classical_suite_is_for_those_who_allow_it(self) -> None:
+        config = round_config(4, threshold=3, suite=1)
+        usual = ClientPolicy(min_survivors=3, corrupt_holders=0)
+        with pytest.raises(PolicyRefusal, match="suite is 1; this client's policy demands at least 2"):
+            Round(config, random_vectors(4, 5), policies={ClientId(2): usual})
+        game = Round(config, random_vectors(4, 5), policies={ClientId(2): replace(usual, suite=1)})
+        assert game.run().survivors == set(game.clients)
 
     def test_a_round_id_is_joined_once(self) -> None:
         first = a_round()

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from protocols import ClientId, PairwiseClient, Phase, RemoteProtocolError, TooFewClientsError
+from protocols import ClientId, Phase, RemoteProtocolError, TooFewClientsError
 from protocols.pairwise.sealed import seal
 from protocols.primitives import shamir
 from protocols.wire import ConsistencyCheck, MaskedInput, SealedShares, ShareKeys, Unmask
@@ -83,12 +83,12 @@ class TestRelay:
         assert game.result.survivors == set(ids(1, 2, 4))
 
 
-def resealed(session: PairwiseClient, holder: ClientId, shares: bytes) -> bytes:
+def resealed(game: Round, holder: ClientId, shares: bytes) -> bytes:
     """What the liar seals to a holder, with other shares in it."""
-    secrets = session._secrets
+    secrets = game.clients[LIAR]._secrets
     assert secrets is not None
     return seal(
-        session._rules,
+        game.server._rules,  # a client has forgotten its neighbours' keys by now
         shares,
         sender=LIAR,
         receiver=holder,
@@ -112,7 +112,7 @@ def lying_dealer(game: Round, mask_key: bytes | None, self_seed: bytes | None) -
             rand=np.random.default_rng(0).bytes,
         )
         sealed = tuple(
-            resealed(session, holder, shares[slot].tobytes()) for slot, holder in enumerate(holders) if holder != LIAR
+            resealed(game, holder, shares[slot].tobytes()) for slot, holder in enumerate(holders) if holder != LIAR
         )
         secrets.held[LIAR] = shares[holders.index(LIAR)].tobytes()
         return altered(message, sealed=sealed)
@@ -160,10 +160,9 @@ class TestLyingDealer:
 
     def test_elements_outside_the_field_inside_a_good_seal(self) -> None:
         game = small_round()
-        session = game.clients[LIAR]
 
         def change(message: ShareKeys) -> ShareKeys:
-            sealed = tuple(resealed(session, peer, b"\xff" * 72) for peer in ids(1, 2, 3))
+            sealed = tuple(resealed(game, peer, b"\xff" * 72) for peer in ids(1, 2, 3))
             return altered(message, sealed=sealed)
 
         game.network = malicious_client(game, LIAR, ShareKeys, change)

@@ -152,7 +152,8 @@ class TestOneShot:
                 mine = [stream for stream in seams.made_by(client) if stream.key != matrix]
                 assert len(mine) == len(set(mine))
                 keys = {stream.key for stream in mine}
-                assert len(keys) == 2 + game.config.threshold - 1  # the key, the errors, shares that are streams
+                # The key, the errors, the blinding; shares that are streams; and the challenge, which is public.
+                assert len(keys) == 3 + game.config.threshold - 1 + 1
                 assert keys.isdisjoint(seen)
                 seen |= keys
             assert matrix not in seen

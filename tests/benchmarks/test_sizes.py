@@ -11,10 +11,13 @@ import pytest
 
 import secagg
 from benchmarks.__main__ import main
+from benchmarks.one_shot_sizes import count_one_shot
 from benchmarks.sizes import count
-from protocols import Phase
+from protocols import ClientId, History, KeysAdvertised, Phase
+from protocols.one_shot import OneTimeKey
 from protocols.primitives.keys import HYBRID, SUITES, Suite
 from secagg import AggregationConfig, NoPrivacy, Simulation
+from tests.one_shot import game as one_shot
 from tests.rounds import Round, kind_of, random_vectors, round_config
 
 SCHEMA = json.loads((Path(secagg.__file__).parent / "schema.json").read_text())
@@ -77,6 +80,40 @@ def test_an_invitation_has_its_size() -> None:
     invitations = Simulation(config, clients=range(1, 4))._server.begin()
     expected = count(clients=3, dimension=5, degree=None, bits=32, suite=HYBRID)["download"]["Invitation"]
     assert [len(message.data) for message in invitations] == [expected] * 3
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: f"suite{suite.number}")
+@pytest.mark.parametrize("cohort", [12, 131])
+def test_every_message_of_a_real_one_shot_round_has_its_size(cohort: int, suite: Suite) -> None:
+    facts = count_one_shot(clients=cohort, dimension=10, members=5, bits=20, suite=suite)
+    committee = tuple(ClientId(cohort + i) for i in range(1, 6))
+    config = one_shot.round_config(
+        cohort, committee=committee, length=10, modulus_bits=20, min_survivors=cohort, suite=suite.number
+    )
+    sent: dict[tuple[bool, ClientId], list[int]] = {}
+
+    def network(sender: ClientId | None, receiver: ClientId | None, data: bytes) -> list[bytes]:
+        sent.setdefault((sender is None, sender or receiver or ClientId(0)), []).append(len(data))
+        return [data]
+
+    draft = one_shot.Game(config, one_shot.random_vectors(cohort, 10, 20))
+    member = committee[-1]
+    later = History().after(KeysAdvertised(round_id=bytes(32), serial=1))
+    next_key = OneTimeKey(member, identity=draft.identities[member], roster=draft.roster, suite=suite, history=later)
+    one_shot.Game(config, draft.vectors, network, draft.identities, next_keys={member: next_key}).run()
+    assert sent[False, ClientId(cohort)] == [facts["upload"]["Contribution"]]
+    assert sent[True, ClientId(cohort)] == [facts["download"]["Committee"]]
+    assert sent[False, member] == [*facts["member_upload"].values()]
+    assert sent[True, member] == [facts["member_download"]["UnmaskRequest"]]
+
+
+def test_one_shot_prints_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sizes", "--protocol", "one_shot", "--suite", "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert sorted(facts) == sorted(SCHEMA["benchmarks sizes --protocol one_shot"])
+    assert facts["overhead_percent"] == pytest.approx(100 * (facts["upload"]["Contribution"] - 4e6) / 4e6)
+    assert facts["overhead_percent"] < 1.2
+    assert main(["sizes", "--protocol", "one_shot", "--degree", "4"]) == 2
 
 
 def test_rounds_that_do_not_exist_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

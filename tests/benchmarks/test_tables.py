@@ -60,7 +60,7 @@ def test_saved_results_become_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert any(row[:4] == ["| 6", "5", "500", "16"] for row in rows)
     assert sum("growth" in row for row in rows) == 1
-    assert all(len(row) in (2, 11, 17) for row in rows)
+    assert all(len(row) in (2, 15, 17) for row in rows)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", "Name", "-x"])

@@ -30,12 +30,12 @@ CONFIG_FIELDS = (
 )  # fmt: skip
 # Section 4: tag, then the fields after context and sender. `n` bytes are an int, lists are one-element lists.
 BUNDLE = ("id", "serial", 32, "key", "key", 64)
-SIZES = {1: {"key": 32, "sealed": 88}, 2: {"key": 1216, "sealed": 2344}}  # by suite
+SIZES = {1: {"key": 32, "sealed": 88}, 2: {"key": 1216, "sealed": 2344}}  # by suite, without removable components
 MESSAGES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "Invitation": (0, (32, 32)),
     "AdvertiseKeys": (1, (BUNDLE,)),
     "KeyBundles": (2, ([BUNDLE],)),
-    "ShareKeys": (3, (32, ["sealed"])),
+    "ShareKeys": (3, ("commitments", ["sealed"])),
     "SealedShares": (4, (["id"], ["sealed"])),
     "MaskedInput": (5, (32,)),
     "SurvivorList": (6, (["id"],)),
@@ -43,7 +43,7 @@ MESSAGES: dict[str, tuple[int, tuple[Any, ...]]] = {
     "SurvivorSignatures": (8, (["id"], [64])),
     "Unmask": (9, ("bytes", [BUNDLE])),
 }
-RANGES = {"id": (1, 2**31 - 1), "sender": (0, 2**31 - 1), "serial": (1, 2**62 - 1), "tag": (0, 9)}
+RANGES = {"id": (1, 2**31 - 1), "sender": (0, 2**31 - 1), "serial": (1, 2**62 - 1), "tag": (0, 21)}
 
 
 # Section 2: one encoding.
@@ -75,8 +75,12 @@ class Refused(Exception):
 class Reader:
     """Reads canonical msgpack by a schema and nothing else."""
 
-    def __init__(self, data: bytes, suite: int) -> None:
-        self.data, self.at, self.sizes = data, 0, SIZES[suite]
+    def __init__(self, data: bytes, suite: int, removable: int) -> None:
+        self.data, self.at = data, 0
+        self.sizes = SIZES[suite] | {
+            "sealed": SIZES[suite]["sealed"] + 36 * removable,
+            "commitments": 64 if removable else 32,
+        }
 
     def take(self, count: int) -> bytes:
         piece = self.data[self.at : self.at + count]
@@ -144,11 +148,11 @@ def encode(kind: str, context: bytes, sender: int, *fields: Any, suite: int) -> 
     return header(suite) + pack([MESSAGES[kind][0], context, sender, *fields])
 
 
-def decode(kind: str, data: bytes, *, suite: int = 1) -> list[Any]:
+def decode(kind: str, data: bytes, *, suite: int = 1, removable: int = 0) -> list[Any]:
     """Context, sender, fields; refuses whatever section 4 does not allow."""
     if data[:6] != header(suite):
         raise Refused("another header")
-    reader = Reader(data[6:], suite)
+    reader = Reader(data[6:], suite, removable)
     tag, fields = MESSAGES[kind]
     values: list[Any] = reader.value(("tag", 32, "sender", *fields))
     if values[0] != tag or reader.at != len(reader.data):
@@ -305,17 +309,19 @@ class Secrets:
     mask_key: bytes
     self_seed: bytes
     fresh: bytes
-    coefficients: list[list[int]]  # [t - 1][36]: 18 digits of the mask key, then 18 of the self seed
+    first_link: bytes  # r_1, empty without removable components
+    coefficients: list[list[int]]  # [t - 1][18 (2 + T)]: 18 digits of the mask key, of the self seed, of each link
 
 
-def draw(data: bytes, threshold: int) -> Secrets:
+def draw(data: bytes, threshold: int, removable: int) -> Secrets:
     """Reads a client's random bytes; all of them are used."""
     channel_key, mask_key, fresh, self_seed = (data[32 * i : 32 * i + 32] for i in range(4))
-    accepted = [value for (value,) in struct.iter_unpack("<H", data[128:]) if value < P]
-    rows = [accepted[36 * i : 36 * i + 36] for i in range(threshold - 1)]
-    if accepted and len(accepted) != 36 * (threshold - 1):
+    drawn, width = 160 if removable else 128, 18 * (2 + removable)
+    accepted = [value for (value,) in struct.iter_unpack("<H", data[drawn:]) if value < P]
+    rows = [accepted[width * i : width * (i + 1)] for i in range(threshold - 1)]
+    if accepted and len(accepted) != width * (threshold - 1):
         raise ValueError("random bytes are left, or missing")
-    return Secrets(channel_key, mask_key, self_seed, fresh, rows)
+    return Secrets(channel_key, mask_key, self_seed, fresh, data[128:drawn], rows)
 
 
 @dataclass
@@ -329,10 +335,14 @@ class HonestRound:
     survivors: list[int] = field(default_factory=list)
     result: list[int] = field(default_factory=list)
     transcript: bytes = b""
+    removed: dict[int, list[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         script = self.script
         config = [bytes.fromhex(v) if isinstance(v := script["config"][name], str) else v for name in CONFIG_FIELDS]
+        self.removable = script["config"].get("removable", 0)
+        if self.removable:
+            config.append(self.removable)
         self.suite = script["config"]["suite"]
         self.threshold, self.degree = script["config"]["threshold"], script["config"]["degree"]
         self.lanes = Lanes(script["config"]["modulus_bits"], script["config"]["length"])
@@ -346,7 +356,11 @@ class HonestRound:
         self.context0 = sha256(b"secagg/v1/pairwise/context0" + config_digest + self.roster_digest).digest()
         self.context = self.context0  # until the keys are known
         self.derived = {"config": config_digest, "roster": self.roster_digest, "context0": self.context0}
-        self.secrets = {int(c): draw(bytes.fromhex(data), self.threshold) for c, data in script["rand"].items() if data}
+        self.secrets = {
+            int(c): draw(bytes.fromhex(data), self.threshold, self.removable)
+            for c, data in script["rand"].items()
+            if data
+        }
 
     def speaks(self, client: int, number: int) -> bool:
         """Whether the client still sends its message of that number, from 0."""
@@ -428,7 +442,7 @@ class HonestRound:
         """What the owner of a mask key, or the server that reconstructed it, reads in what a peer sent to it."""
         if self.suite == 1:
             return b""
-        data = self.sealed[sender, receiver][-1136:]  # behind the commitment
+        data = self.sealed[sender, receiver][-1136:]  # behind the commitment, whatever is sealed before it
         secret = MLKEM768PrivateKey.from_seed_bytes(key_pair(mask_key, 2)[1]).decapsulate(data[:1088])
         cipher = AESGCM(hkdf(secret, self.context, "half-seal", sender, receiver))
         return cipher.decrypt(bytes(12), data[1088:], self.context)
@@ -439,10 +453,23 @@ class HonestRound:
         low, high = sorted(halves)
         return hkdf(secret + halves[low] + halves[high], self.context, "pair-mask", low, high)
 
+    def links(self, client: int, link: bytes, number: int) -> list[bytes]:
+        """r_number ... r_{T+1} of a chain."""
+        chain = [link]
+        for _ in range(number, self.removable + 1):
+            chain.append(hkdf(chain[-1], self.context, "removable-next", client))
+        return chain
+
+    def component_seeds(self, client: int, chain: list[bytes]) -> list[bytes]:
+        return [hkdf(link, self.context, "removable-seed", client) for link in chain[:-1]]
+
     def shares_of(self, client: int) -> dict[int, bytes]:
-        """Holder -> its share of the mask key, its share of the self seed."""
+        """Holder -> its share of the mask key, of the self seed, and of each link of the chain."""
         secrets = self.secrets[client]
         constants = digits_of(secrets.mask_key) + digits_of(secrets.self_seed)
+        if self.removable:
+            for link in self.links(client, secrets.first_link, 1)[:-1]:
+                constants += digits_of(link)
         shares = {}
         for slot, holder in enumerate(self.holders[client]):
             x = slot + 1
@@ -450,7 +477,7 @@ class HonestRound:
                 (constant + sum(row[i] * x ** (j + 1) for j, row in enumerate(secrets.coefficients))) % P
                 for i, constant in enumerate(constants)
             ]
-            shares[holder] = struct.pack("<36H", *values)
+            shares[holder] = struct.pack(f"<{len(values)}H", *values)
         return shares
 
     def share_keys(self) -> None:
@@ -468,6 +495,8 @@ class HonestRound:
                 sealed[client, peer] = ciphertext + shares + half
             commitment = hkdf(self.secrets[client].self_seed, self.context, "self-seed-commitment", client)
             self.commitments[client] = commitment
+            if self.removable:
+                commitment += self.links(client, self.secrets[client].first_link, 1)[-1]
             boxes = [sealed[client, peer] for peer in peers]
             self.send_signed(client, "ShareKeys", self.frame("ShareKeys", client, commitment, boxes))
         for client in self.cohort:
@@ -487,6 +516,12 @@ class HonestRound:
                 str(c): hkdf(self.secrets[c].self_seed, self.context, "self-seed-commitment", c) for c in everybody
             },
         }
+        if self.removable:
+            self.keys["removable_seed"] = {
+                f"{c},{k}": seed
+                for c in everybody
+                for k, seed in enumerate(self.component_seeds(c, self.links(c, self.secrets[c].first_link, 1)), 1)
+            }
         self.cohort_digest = sha256(b"secagg/v1/pairwise/cohort" + self.context + pack(self.cohort)).digest()
         self.derived["cohort"] = self.cohort_digest
 
@@ -545,29 +580,46 @@ class HonestRound:
         if self.fails:
             return
         received: dict[int, dict[int, bytes]] = {}
+        links: dict[int, dict[int, bytes]] = {}
+        number = len(self.script["vectors"]) - len(self.survivors) + 1  # of the first component that must go
         for holder in self.asked:
             if not self.speaks(holder, 4):
                 continue
             owners = [client for client in self.holders[holder] if client in self.cohort]
             said = b"".join(
-                self.shares[owner][holder][36:] if owner in self.survivors else self.shares[owner][holder][:36]
+                self.shares[owner][holder][36:72] if owner in self.survivors else self.shares[owner][holder][:36]
                 for owner in owners
             )
+            if number <= self.removable:
+                place = 36 * (number + 1)
+                alive = [owner for owner in owners if owner in self.survivors]
+                links[holder] = {owner: self.shares[owner][holder][place : place + 36] for owner in alive}
+                said += b"".join(links[holder].values())
             self.send_signed(holder, "Unmask", self.frame("Unmask", holder, said, []))
             received[holder] = {owner: said[36 * i : 36 * i + 36] for i, owner in enumerate(owners)}
         total = self.total
         for owner in self.cohort:
             for factor, seed in self.masks_left(owner, received):
                 total = [(a + factor * b) % self.lanes.modulus for a, b in zip(total, self.expand(seed), strict=True)]
+        if number <= self.removable:
+            for owner in self.survivors:
+                chain = self.links(owner, self.reconstructed(owner, links), number)
+                if chain[-1] != self.links(owner, self.secrets[owner].first_link, 1)[-1]:
+                    raise ValueError(f"the chain of {owner} is another one")
+                self.removed[owner] = self.component_seeds(owner, chain)
         self.result = self.lanes.unpack(total)
         vector = b"".join(entry.to_bytes(4, "little") for entry in self.result)
         self.transcript = sha256(b"secagg/v1/pairwise/transcript" + self.view + sha256(vector).digest()).digest()
 
-    def masks_left(self, owner: int, received: Mapping[int, Mapping[int, bytes]]) -> list[tuple[int, bytes]]:
-        """The masks that a cohort member leaves in the sum of the survivors, with the sign that removes them."""
+    def reconstructed(self, owner: int, received: Mapping[int, Mapping[int, bytes]]) -> bytes:
+        """A secret from the first t shares of it."""
         slots = [(slot, h) for slot, h in enumerate(self.holders[owner]) if h in received][: self.threshold]
         shares = {slot + 1: elements(received[holder][owner]) for slot, holder in slots}
-        secret = secret_of(interpolate({x: share[i] for x, share in shares.items()}) for i in range(18))
+        return secret_of(interpolate({x: share[i] for x, share in shares.items()}) for i in range(18))
+
+    def masks_left(self, owner: int, received: Mapping[int, Mapping[int, bytes]]) -> list[tuple[int, bytes]]:
+        """The masks that a cohort member leaves in the sum of the survivors, with the sign that removes them."""
+        secret = self.reconstructed(owner, received)
         if owner in self.survivors:
             if hkdf(secret, self.context, "self-seed-commitment", owner) != self.commitments[owner]:
                 raise ValueError(f"the self seed of {owner} is another one")

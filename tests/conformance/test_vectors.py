@@ -88,8 +88,10 @@ class TestFiles:
 
     def test_are_what_the_generator_writes(self, tmp_path: Path) -> None:
         generate.main(tmp_path)
-        written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-        assert {path.name: path.read_text() for path in generate.DIRECTORY.iterdir()} == written
+        for protocol in ("pairwise", "one_shot"):
+            written = {path.name: path.read_text() for path in (tmp_path / protocol).iterdir()}
+            kept = generate.DIRECTORY.parent / protocol
+            assert {path.name: path.read_text() for path in kept.iterdir()} == written
 
     def test_rounds_cover_what_they_should(self) -> None:
         """Both graphs, both suites, all word widths, every message, all places but one where a client can vanish."""
@@ -97,6 +99,7 @@ class TestFiles:
         assert {config["degree"] == config["cohort"] - 1 for config in configs} == {True, False}
         assert {config["modulus_bits"] for config in configs} == {12, 16, 32}
         assert {config["suite"] for config in configs} == {1, 2}
+        assert {config.get("removable", 0) > 0 for config in configs} == {True, False}
         assert {count for script in SUMS.values() for count in script["silent"].values()} == {1, 2, 3}
         kinds = {message["kind"] for script in SUMS.values() for message in script["messages"]}
         assert kinds == {kind.__name__ for kind in (*CLIENT_MESSAGES, *SERVER_MESSAGES)}
@@ -114,6 +117,8 @@ class TestRounds:
             assert played.result.vector.tolist() == script["result"]
             assert sorted(played.result.survivors) == script["survivors"]
             assert played.result.transcript.hex() == script["transcript"]
+            removed = {str(c): [seed.hex() for seed in seeds] for c, seeds in played.result.removed.items()}
+            assert removed == script.get("removed", {})
         else:
             assert type(played.error).__name__ == script["error"]
             assert played.error is not None
@@ -144,6 +149,8 @@ class TestRounds:
             assert independent.survivors == script["survivors"]
             assert independent.result == script["result"]
             assert independent.transcript.hex() == script["transcript"]
+            removed = {str(client): [seed.hex() for seed in seeds] for client, seeds in independent.removed.items()}
+            assert removed == script.get("removed", {})
 
     @every_round
     def test_specification_of_signatures(self, script: Script) -> None:
@@ -159,7 +166,8 @@ class TestRounds:
             body = (
                 covered[: len(covered) - tail.words * tail.word_bytes] if message["kind"] == "MaskedInput" else covered
             )
-            said = from_spec.decode(message["kind"], body, suite=independent.suite)
+            removable = independent.removable
+            said = from_spec.decode(message["kind"], body, suite=independent.suite, removable=removable)
             assert said[1] == message["from"]
             checked += 1
         assert checked == sum(script["silent"].get(c, 5) - 1 for c in script["vectors"]) - (
@@ -168,11 +176,11 @@ class TestRounds:
 
     @every_round
     def test_specification_of_unsigned_messages(self, script: Script) -> None:
-        suite = script["config"]["suite"]
+        suite, removable = script["config"]["suite"], script["config"].get("removable", 0)
         for message in script["messages"]:
             if message["to"] or message["kind"] == "AdvertiseKeys":
                 frame = bytes.fromhex(message["bytes"])
-                values = from_spec.decode(message["kind"], frame, suite=suite)
+                values = from_spec.decode(message["kind"], frame, suite=suite, removable=removable)
                 assert from_spec.encode(message["kind"], *values, suite=suite) == frame
 
 

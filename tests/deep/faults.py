@@ -29,16 +29,18 @@ class Fault:
     targets: tuple[str, ...]
 
 
-def _in(file: str, *faults: tuple[str, str, str, str]) -> Iterator[Fault]:
+def _in(file: str, *faults: tuple[str, str, str, str], folder: str = "protocols") -> Iterator[Fault]:
     """Faults of one file: name, old, new, targets."""
     for name, old, new, targets in faults:
-        yield Fault(name, f"protocols/{file}", old, new, tuple(f"tests/{target}" for target in targets.split()))
+        yield Fault(name, f"{folder}/{file}", old, new, tuple(f"tests/{target}" for target in targets.split()))
 
 
 KEYS, VIEWS, SHARES, HYBRID = (f"adversary/test_{name}.py::Test" for name in ("keys", "views", "shares", "hybrid"))
 POLICY, ERASURE = "adversary/test_policy.py::Test", "conformance/test_sessions.py::TestErasure"
 ROUNDS = "conformance/test_sessions.py::TestMasterProperty"
+SNAPSHOT, FLOWER = "protocols/test_snapshot.py", "flower/test_rounds.py::Test"
 PARTIES, SERVER = "one_shot/test_hostile_parties.py::TestServer", "one_shot/test_hostile_server.py::Test"
+REMOVABLE = "protocols/test_removable.py"
 UNUSABLE = "adversary/test_unusable_keys.py"
 
 FAULTS = (
@@ -53,7 +55,7 @@ FAULTS = (
         ("unusable keys are accepted", "keys.check_public_key(public, rules.suite)", "pass", UNUSABLE),
         ("own bundle may change", "if own != self._own_bundle:", "if own is None:", KEYS + "Lists"),
         ("strangers are accepted", "        if strangers:\n", "        if False:\n", KEYS + "Lists"),
-        ("equal keys are accepted", "if len(set(public_keys)) != len(public_keys):", "if False:", KEYS + "Duplicates"),
+        ("equal keys are accepted", "if not keys.all_distinct(public_keys):", "if False:", KEYS + "Duplicates"),
         (
             "serials may repeat",
             "self._policy.check_bundles(serials, self._history)",
@@ -87,7 +89,7 @@ FAULTS = (
         ),
         (
             "too few holders survive",
-            "rules.check_holders(rules.graph.holders(self._me), set(survivors), self._phase)",
+            "rules.check_holders(rules.graph.holders(self._me), survivors, self._phase)",
             "pass",
             VIEWS + "SurvivorList",
         ),
@@ -117,21 +119,35 @@ FAULTS = (
         ),
         (
             "who is dead is the server's word at the end, not what was signed",
-            "alive = set(self._survivors)",
-            "alive = set(signers)",
+            "alive = frozenset(map(ClientId, self._survivors.tolist()))",
+            "alive = frozenset(signers)",
             SHARES + "LyingHolder",
         ),
         (
             "shares of both kinds are swapped",
-            "pair[shamir.SHARE_BYTES :] if holder in alive",
-            "pair[shamir.SHARE_BYTES :] if holder not in alive",
+            "share(owner, int(owner in alive))",
+            "share(owner, int(owner not in alive))",
             ROUNDS,
+        ),
+        ("one link too early is given up", "share(owner, 1 + first)", "share(owner, first)", REMOVABLE),
+        (
+            "dropouts' links are given up",
+            "for owner in sorted(held) if owner in alive]",
+            "for owner in sorted(held)]",
+            REMOVABLE,
         ),
         (
             "keys are not burned before use",
             "return self._persist(self._burned(bundle), lambda: events)",
             "return events",
             POLICY + "Floors",
+        ),
+        ("everybody's keys are kept", "rules.narrow(self._me)", "pass", "protocols/test_client_memory.py"),
+        (
+            "the cohort may grow",
+            "or not _within(compact, self._shown):",
+            "or False:",
+            VIEWS + "Cohort",
         ),
         ("own secrets outlive the masking", "secrets.keep_only_held()", "pass", ERASURE),
         (
@@ -143,6 +159,12 @@ FAULTS = (
     ),
     *_in(
         "pairwise/server.py",
+        (
+            "chains are not checked against their ends",
+            "if chain[-1] != self._chain_ends[client]:",
+            "if False:",
+            "adversary/test_removable.py::TestLies",
+        ),
         (
             "signatures of clients are not checked",
             "self._rules.roster.check_signature(sender, kind.__name__, frame.digest, frame.signature)",
@@ -255,6 +277,12 @@ FAULTS = (
     *_in(
         "policy.py",
         ("rounds may be joined twice", "if config.round_id in history.rounds:", "if False:", POLICY + "Floors"),
+        (
+            "a weaker suite is accepted",
+            'in ("min_survivors", "corrupt_holders", "suite"):',
+            'in ("min_survivors", "corrupt_holders"):',
+            "protocols/test_policy.py::TestRound",
+        ),
     ),
     *_in(
         "roster.py",
@@ -335,7 +363,7 @@ FAULTS = (
         "primitives/key_shares.py",
         (
             "elements of ring keys' shares outside the field are accepted",
-            "if (elements >= PRIME).any():",
+            "if (read >= PRIME).any():",
             "if False:",
             "protocols/test_key_shares.py",
         ),
@@ -348,7 +376,12 @@ FAULTS = (
             "(\n                member,",
             SERVER + "Clients",
         ),
-        ("unusable keys of members are accepted", "keys.check_public_key(bundle.key, SUITE)", "pass", UNUSABLE),
+        (
+            "unusable keys of members are accepted",
+            "keys.check_public_key(bundle.key, rules.suite)",
+            "pass",
+            "one_shot/test_hybrid.py",
+        ),
         (
             "serials of members may repeat",
             "self._policy.check_bundles(serials, self._history)",
@@ -403,12 +436,77 @@ FAULTS = (
             "pass",
             SERVER + "Policy",
         ),
-        ("a member keeps its key", "        self._erase()\n", "", "one_shot/test_rounds.py::TestSessions"),
+        (
+            "a member keeps its key",
+            "        self._erase()\n        return self._persist(record",
+            "        return self._persist(record",
+            "one_shot/test_rounds.py::TestSessions",
+        ),
+        (
+            "a member that complains keeps its key",
+            "            self._erase()\n            rejected",
+            "            rejected",
+            SERVER + "Copies",
+        ),
         (
             "a member answers before its record is durable",
-            "self._erase()\n        return self._persist(record, lambda: [SendMessage(to=None, data=frame)])",
-            "self._erase()\n        return [SendMessage(to=None, data=frame)]",
+            "return self._persist(record, lambda: self._answer(frame, later))",
+            "return self._answer(frame, later)",
             "one_shot/test_crashes.py",
+        ),
+        (
+            "the next bundle's serial is not burned",
+            "if later else [sending]",
+            "if False else [sending]",
+            "one_shot/test_one_time_key.py::TestOnce",
+        ),
+        (
+            "members complain about shares that the server exchanged",
+            "if sha256(sealed.share).digest() != sealed.contribution.sealed[self._position]:",
+            "if False:",
+            "one_shot/test_blame.py::TestEvidence",
+        ),
+        (
+            "shares need not be on a polynomial",
+            "if not share_proof.fits(one.proof, share, challenge, at):",
+            "if False:",
+            "one_shot/test_blame.py::TestNamed",
+        ),
+    ),
+    *_in(
+        "one_shot/party.py",
+        (
+            "any committee will do",
+            "policy.check_committee(self._rules.committee)",
+            "pass",
+            "one_shot/test_committee.py::TestPin",
+        ),
+    ),
+    *_in(
+        "one_shot/sealed.py",
+        (
+            "the KEM secret is not in the key",
+            "rules.channel(agreed + secret, client, member)",
+            "rules.channel(agreed, client, member)",
+            "one_shot/test_hybrid.py",
+        ),
+    ),
+    *_in(
+        "one_shot/one_time_key.py",
+        (
+            "a key serves twice",
+            "key, self._key = self._key, None",
+            "key = self._key",
+            "one_shot/test_one_time_key.py::TestOnce",
+        ),
+    ),
+    *_in(
+        "primitives/share_proof.py",
+        (
+            "proofs are not blinded",
+            "rho @ one[:DEGREE] + one[DEGREE:]",
+            "rho @ one[:DEGREE]",
+            "protocols/test_share_proof.py",
         ),
     ),
     *_in(
@@ -444,6 +542,12 @@ FAULTS = (
             SERVER + "Separation",
         ),
         (
+            "a client can choose its shares after the challenge",
+            "(client, ephemeral_key, vector, sealed))",
+            "(client, ephemeral_key, vector))",
+            "one_shot/test_blame.py::TestProof",
+        ),
+        (
             "outsiders are on the committee",
             "if not set(self.config.committee) >= set(members):",
             "if False:",
@@ -467,7 +571,7 @@ FAULTS = (
         ("copies are added", "if unique & self._seen:", "if False:", SERVER + "Copies"),
         (
             "members may answer twice",
-            "if sender not in self.waiting_for:",
+            "if sender not in self._expected or sender in self._answered:",
             "if sender not in self._expected:",
             PARTIES,
         ),
@@ -477,15 +581,145 @@ FAULTS = (
             "if False:",
             PARTIES,
         ),
+        (
+            "complaints may be about anything",
+            "if any(known.get(ClientId(one.client)) != one.contribution for one in accused):",
+            "if False:",
+            "one_shot/test_blame.py::TestServer",
+        ),
+        (
+            "members may count their bundles again",
+            "if bundle.serial <= self.serials.get(member, 0):",
+            "if False:",
+            "one_shot/test_committee.py::TestLostHistory",
+        ),
         ("canaries are not looked at", "if words[config.length :].any():", "if False:", PARTIES),
     ),
     *_in(
         "one_shot/wire.py",
         (
             "shares need not be those that were signed",
-            "if sealed_digest(sealed) != head.message.sealed or",
+            "if sealed_digests(sealed) != head.message.sealed or",
             "if",
             "one_shot/test_rounds.py::TestFaults",
         ),
+    ),
+    *_in(
+        "snapshot.py",
+        ("a sealed session lives on", "    session._abort()\n    return sealed", "    return sealed", SNAPSHOT),
+        (
+            "a session that owes a record is sealed",
+            "if session.phase not in AT_REST or session._after_persist is not None or secrets is None:",
+            "if session.phase not in AT_REST or secrets is None:",
+            SNAPSHOT,
+        ),
+        (
+            "a snapshot opens in any context",
+            'associated=_LABEL + what + b"/" + context)\n    return msgspec',
+            'associated=_LABEL + what + b"/a test")\n    return msgspec',
+            SNAPSHOT,
+        ),
+        ("sealed keys stay here", "    one_time.take()\n", "", SNAPSHOT),
+        ("anybody may take a session up", "if roster.get(me) != identity.public:", "if False:", SNAPSHOT),
+    ),
+    *_in(
+        "adapters/flower/node.py",
+        (
+            "a key can be taken twice",
+            "UPDATE sealed SET key = NULL,",
+            "UPDATE sealed SET key = key,",
+            "flower/test_node.py::TestVault",
+        ),
+        (
+            "deleted keys stay in the file",
+            "PRAGMA secure_delete = ON",
+            "PRAGMA secure_delete = OFF",
+            "flower/test_node.py::TestVault",
+        ),
+        ("numbers come again", "PRIMARY KEY AUTOINCREMENT", "PRIMARY KEY", "flower/test_node.py::TestVault"),
+        (
+            "a round that broke off is free",
+            "in unsent else self.ledger.charge",
+            "in unsent else self.ledger.release",
+            FLOWER + "Budget",
+        ),
+        (
+            "a round that broke off is charged in any case",
+            "settle = self.ledger.release if",
+            "settle = self.ledger.charge if",
+            FLOWER + "Budget",
+        ),
+        ("what was left behind is forgotten", "        self._settle_left_behind()\n", "", FLOWER + "Budget"),
+        (
+            "a lost ledger is replaced",
+            "if not path.exists() and not self._history.history.rounds:",
+            "if not path.exists():",
+            "flower/test_node.py::TestEnrolment",
+        ),
+        (
+            "a session goes on under another configuration",
+            "return self.config.digest() + self._owner(number)",
+            "return self._owner(number)",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        folder="secagg",
+    ),
+    *_in(
+        "adapters/flower/mod.py",
+        (
+            "any model is trained",
+            "if client.config.layout.model_digest(arrays) != model:",
+            "if False:",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        (
+            "each client may be told something else",
+            "if instructions_of(message.content) != self._instructions:",
+            "if False:",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        (
+            "the server's terms are not compared",
+            'self._node.agreement.check(field(self._record, "agreement", str))',
+            "pass",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        ("errors of the train function are quoted", "with _Unquoted():", "if True:", FLOWER + "Dropouts"),
+        (
+            "unusable values are quoted",
+            "except UnsafeUpdateError as error:",
+            "except ZeroDivisionError as error:",
+            FLOWER + "Dropouts",
+        ),
+        (
+            "a failed round leaves its reservation",
+            "                self._client.leave()\n",
+            "                pass\n",
+            FLOWER + "Budget",
+        ),
+        (
+            "plain messages are trained",
+            'if record is None or message.metadata.message_type.partition(".")[0] != "train":',
+            "if record is None:\n                return call_next(message, context)\n            if False:",
+            FLOWER + "UnmodifiedStrategies",
+        ),
+        folder="secagg",
+    ),
+    *_in(
+        "adapters/flower/grid.py",
+        (
+            "any strategy is taken",
+            "if not isinstance(strategy, FedAvg) or owner not in SUMMING:",
+            "if False:",
+            FLOWER + "UnmodifiedStrategies",
+        ),
+        ("keys in advance serve on", "owner._bundles = {}", "pass", FLOWER + "Dropouts"),
+        (
+            "the update is not added to the model",
+            "array + result.mean[name]",
+            "result.mean[name]",
+            FLOWER + "UnmodifiedStrategies",
+        ),
+        folder="secagg",
     ),
 )

@@ -30,6 +30,7 @@ from protocols.primitives.keys import CLASSICAL, SIGNATURE_BYTES, SUITES, Suite
 from protocols.roster import Roster, bundle_digest, signed_text
 from protocols.wire import AdvertiseKeys, KeyBundle, KeyBundles, MaskedInput, Message, decode, decode_signed, encode
 from tests.one_shot import game as one_shot_game
+from tests.one_shot.test_blame import sealing_badly
 from tests.protocols.messages import SIGNED
 from tests.rounds import Round, kind_of, random_vectors, round_config
 
@@ -209,25 +210,29 @@ def _one_shot(rng: random.Random) -> Iterator[Target]:
         (server, Phase.ADVERTISE_KEYS, MEMBER, one_shot.MemberKeys),
         (server, Phase.MASKED_INPUT, VICTIM, one_shot.Contribution),
         (server, Phase.UNMASK, MEMBER, one_shot.PartialSum),
+        (server, Phase.UNMASK, MEMBER, one_shot.Complaint),
         ("client", Phase.MASKED_INPUT, VICTIM, one_shot.Committee),
         ("member", Phase.UNMASK, MEMBER, one_shot.UnmaskRequest),
         ("member", Phase.UNMASK, WITH_SEED, one_shot.UnmaskRequest),
     ):
-        game, frame = _waiting_one_shot(rng, phase, party, server=side == server)
+        complaining = kind is one_shot.Complaint
+        game, frame = _waiting_one_shot(rng, phase, party, server=side == server, complaining=complaining)
         rules, body_end = game.server._rules, len(frame)
-        limit = rules.limit if side == server and phase is not Phase.UNMASK else rules.request_limit
-        check: Callable[[bytes], object] = partial(decode, kind=kind, suite=CLASSICAL, limit=limit)
+        limit = rules.limits[kind]
+        check: Callable[[bytes], object] = partial(one_shot.decode, kind=kind, suite=CLASSICAL, limit=limit)
         if kind is one_shot.Contribution:
             sealed, vector = rules.sealed_bytes, 4 * (LENGTH + one_shot_rules.CANARIES)
-            check = partial(one_shot.decode_contribution, limit=limit, sealed_bytes=sealed, vector_bytes=vector)
+            check = partial(
+                one_shot.decode_contribution, suite=CLASSICAL, limit=limit, sealed_bytes=sealed, vector_bytes=vector
+            )
             body_end -= signed + sum(sealed) + vector
-        elif kind is one_shot.PartialSum:
-            check = partial(decode_signed, kind=kind, suite=CLASSICAL, limit=limit)
+        elif kind in (one_shot.PartialSum, one_shot.Complaint):
+            check = partial(one_shot.decode_signed, kind=kind, suite=CLASSICAL, limit=limit)
             body_end -= signed
         session = {"client": game.clients.get(party), "member": game.members.get(party), server: game.server}[side]
         assert session is not None
         yield Target(
-            name=f"one_shot, {side} {party}, {phase.value}" if side != server else f"one_shot, {side}, {phase.value}",
+            name=f"one_shot, {side if side == server else f'{side} {party}'}, {phase.value}, {kind.__name__}",
             session=session,
             sender=party if side == server else None,
             frame=frame,
@@ -239,7 +244,7 @@ def _one_shot(rng: random.Random) -> Iterator[Target]:
 
 
 def _waiting_one_shot(
-    rng: random.Random, phase: Phase, party: ClientId, *, server: bool
+    rng: random.Random, phase: Phase, party: ClientId, *, server: bool, complaining: bool
 ) -> tuple[one_shot_game.Game, bytes]:
     """The same for a one-shot round; phases are the server's."""
     kept: list[bytes] = []
@@ -256,6 +261,8 @@ def _waiting_one_shot(
     game = one_shot_game.Game(config, vectors, network, identities)
     for session in game.sessions:
         session._rand = rng.randbytes
+    if complaining:
+        sealing_badly(game, party)
     game.start()
     while not kept:
         game.step()
@@ -270,7 +277,7 @@ def _renewed_one_shot(
         return identity.sign(signed_text(one_shot_rules.signature_kind(what), digest)) if identity else None
 
     def signed_bundle(bundle: one_shot.MemberBundle) -> one_shot.MemberBundle:
-        digest = one_shot_rules.member_bundle_digest(bundle, game.roster)
+        digest = one_shot_rules.member_bundle_digest(bundle, game.roster, CLASSICAL)
         signature = sign(bundle.member, one_shot.MemberBundle, digest) or bundle.signature
         return msgspec.structs.replace(bundle, signature=signature)
 
@@ -279,7 +286,7 @@ def _renewed_one_shot(
         signature = sign(one.contribution.sender, one_shot.Contribution, digest) or one.signature
         return msgspec.structs.replace(one, signature=signature)
 
-    if kind in (one_shot.Contribution, one_shot.PartialSum):
+    if kind in (one_shot.Contribution, one_shot.PartialSum, one_shot.Complaint):
         return head + (sign(party, kind, sha256(head).digest()) or b"") + rest
     try:
         message: Any = decode(head, kind, suite=CLASSICAL, limit=NO_LIMIT)

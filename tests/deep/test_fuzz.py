@@ -16,4 +16,4 @@ def test_only_typed_errors_come_out_and_nothing_large_is_allocated(seed: int) ->
 
 def test_every_phase_of_every_party_is_a_target() -> None:
     names = [target.name for target in targets(1)]
-    assert len(set(names)) == len(names) == 2 * (5 + 4) + 3 + 1 + 2
+    assert len(set(names)) == len(names) == 2 * (5 + 4) + 4 + 1 + 2

@@ -134,7 +134,7 @@ def test_nothing_without_noise_becomes_noised_integers() -> None:
     plain = np.zeros(4, dtype=np.int64)
     with pytest.raises(TypeError):
         NoisedIntegers(vector=plain, mechanism=mechanism)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"built by DistributedSkellam\.privatize only"):
+    with pytest.raises(TypeError, match="built by a mechanism's privatize only"):
         NoisedIntegers(vector=plain, mechanism=mechanism, seal=object())
     with pytest.raises(ValueError, match="seal"):
         dataclasses.replace(noised, vector=plain)  # type: ignore[call-arg]
@@ -220,7 +220,7 @@ def test_the_noise_multiplier_is_the_guaranteed_one() -> None:
         ({"int_bound": 3.0}, r"int_bound must be an int >= 1, got 3\.0"),
         ({"int_bound": True}, "int_bound must be an int >= 1, got True"),
         ({"dimension": 0}, "dimension must be an int >= 1, got 0"),
-        ({"clients": 1}, "clients must be an int >= 2, got 1"),
+        ({"clients": 0}, "clients must be an int >= 1, got 0"),
         ({"max_colluders": -1}, "max_colluders must be an int >= 0, got -1"),
         ({"share_variance": Fraction(0)}, "share_variance must be in .*got 0"),
         ({"share_variance": Fraction(2**32 + 1)}, "share_variance must be in .*got 4294967297"),

@@ -31,7 +31,7 @@ from dp.encoding import IntegerEncoder
 from dp.errors import CapacityError, UnaccountableError, UnsafeUpdateError
 from dp.mechanisms import DistributedSkellam
 from dp.record_level import SecretPoissonSampler, SecureDPOptimizer, SecurePrivacyEngine, SkellamAccountant
-from dp.record_level.batches import FixedRows, _random_places, default_rows
+from dp.record_level.batches import FixedRows, default_rows, random_places
 from dp.record_level.optimizer import encode_rows
 from dp.samplers import RandomBytes
 from dp.units import RecordLevel
@@ -280,7 +280,7 @@ def test_every_record_is_equally_likely_to_lie_in_every_row():
     rand = stream(0)
     counts = np.zeros((3, 8))
     for _ in range(4000):
-        places = _random_places(3, 8, rand=rand)
+        places = random_places(3, 8, rand=rand)
         assert len(set(places.tolist())) == 3
         counts[range(3), places] += 1
     assert ((counts - 500) ** 2 / 500).sum() < 21 + 5 * math.sqrt(42)
@@ -864,8 +864,6 @@ def test_more_refusals():
     engine = SecurePrivacyEngine()
     with pytest.raises(ValueError, match="secure_mode"):
         SecurePrivacyEngine(secure_mode=True)
-    with pytest.raises(ValueError, match="make_private"):
-        engine.make_private_with_epsilon(target_epsilon=1.0)
     module = linear()
     with pytest.raises(ValueError, match="already fixes"):
         engine.make_private(**arguments(module, mechanism=skellam(module, record_unit(rate=0.25))))

@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from dp.samplers import MAX_STDDEV, RandomBytes, _skellam_table, _thresholds, sample_skellam, secure_random
+from dp.samplers import (
+    MAX_STDDEV,
+    RandomBytes,
+    _skellam_weights,
+    _table,
+    _thresholds,
+    sample_skellam,
+    secure_random,
+)
 
 UNIT = 2**127
 SLACK = 2**-12  # of one unit: the 140-bit tail is cut off
@@ -53,9 +61,9 @@ def inverted(thresholds: Sequence[int], word: int, low: int = 0) -> int:
 def test_every_threshold_is_the_true_cumulative_probability_rounded_down(variance):
     with mpmath.workdps(80):
         v = mpmath.mpf(variance.numerator) / variance.denominator
-        mass = [mpmath.besseli(k, v) * mpmath.exp(-v) for k in range(len(_thresholds(variance)) - 1)]
+        mass = [mpmath.besseli(k, v) * mpmath.exp(-v) for k in range(len(_thresholds(_skellam_weights, variance)) - 1)]
         cumulative = mass[0]
-        for k, threshold in enumerate(_thresholds(variance)[:-1]):
+        for k, threshold in enumerate(_thresholds(_skellam_weights, variance)[:-1]):
             cumulative += 2 * mass[k] if k else 0
             assert -SLACK <= cumulative * UNIT - threshold < 1 + SLACK, k
 
@@ -64,7 +72,7 @@ def test_every_threshold_is_the_true_cumulative_probability_rounded_down(varianc
 def test_thresholds_agree_with_the_characteristic_function(stddev):
     # φ(t) = exp(v(cos t - 1)), inverted by a Fourier sum over so long a period that only 2^-170 folds back.
     period = 30 * stddev
-    thresholds = _thresholds(Fraction(stddev**2))
+    thresholds = _thresholds(_skellam_weights, Fraction(stddev**2))
     with mpmath.workdps(70):
         angles = [mpmath.pi * j / period for j in range(1, 101)]
         weights = [2 * mpmath.exp(-2 * stddev**2 * mpmath.sin(t) ** 2) / mpmath.sin(t) for t in angles]
@@ -76,15 +84,15 @@ def test_thresholds_agree_with_the_characteristic_function(stddev):
 
 @pytest.mark.parametrize("variance", [Fraction(1, 10**400), Fraction(1, 3), Fraction(4), Fraction(1000**2)])
 def test_table_reaches_the_140_bit_tail_and_ends_at_certainty(variance):
-    thresholds = _thresholds(variance)
+    thresholds = _thresholds(_skellam_weights, variance)
     assert thresholds == sorted(thresholds)
     assert thresholds[-1] == UNIT
     assert UNIT - thresholds[-2] <= 1
 
 
 def test_table_is_built_once_per_variance_and_cannot_be_written():
-    table = _skellam_table(Fraction(4))
-    assert _skellam_table(Fraction(8, 2)) is table
+    table = _table(_skellam_weights, Fraction(4))
+    assert _table(_skellam_weights, Fraction(8, 2)) is table
     for array in (table.high, table.low, table.guide):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
@@ -131,7 +139,7 @@ def test_shares_add_up_to_the_law_of_their_total_variance():
 def test_blocks_join_without_gap_and_consume_eight_bytes_a_draw():
     length = 40_000  # more than one block, and no tie in it
     words = np.frombuffer(fixed_stream(2)(8 * length), dtype="<u8").tolist()
-    thresholds = _thresholds(Fraction(50**2))
+    thresholds = _thresholds(_skellam_weights, Fraction(50**2))
     noise = sample_skellam(length, variance=Fraction(50**2), rand=fixed_stream(2))
     assert noise.tolist() == [inverted(thresholds, word) for word in words]
 
@@ -148,7 +156,7 @@ def test_no_draw_consumes_nothing():
 @pytest.mark.parametrize("sign", [0, 1])
 @pytest.mark.parametrize("k", [0, 1, 7, 20])
 def test_a_tie_is_settled_by_the_low_bits(k, sign):
-    thresholds = _thresholds(Fraction(4))
+    thresholds = _thresholds(_skellam_weights, Fraction(4))
     high, low = divmod(thresholds[k], 2**64)
     for forged, magnitude in ((low - 1, k), (low, k + 1), (0, k), (2**64 - 1, k + 1)):
         script = Script(high << 1 | sign, forged)
@@ -157,13 +165,13 @@ def test_a_tie_is_settled_by_the_low_bits(k, sign):
 
 
 def test_near_a_threshold_no_low_bits_are_drawn():
-    high = _thresholds(Fraction(4))[5] >> 64
+    high = _thresholds(_skellam_weights, Fraction(4))[5] >> 64
     for near, magnitude in ((high - 1, 5), (high + 1, 6)):
         assert sample_skellam(1, variance=Fraction(4), rand=Script(near << 1)).tolist() == [magnitude]
 
 
 def test_the_largest_draw_stops_at_the_last_index():
-    thresholds = _thresholds(Fraction(4))
+    thresholds = _thresholds(_skellam_weights, Fraction(4))
     last = len(thresholds) - 1
     assert sample_skellam(1, variance=Fraction(4), rand=Script(2**64 - 2, 2**64 - 1)).tolist() == [last]
     assert sample_skellam(1, variance=Fraction(4), rand=Script(2**64 - 1, 2**64 - 1)).tolist() == [-last]
@@ -175,7 +183,7 @@ def test_zero_takes_either_sign():
 
 
 def test_ties_in_one_block_read_their_low_bits_in_order():
-    thresholds = _thresholds(Fraction(4))
+    thresholds = _thresholds(_skellam_weights, Fraction(4))
     high, low = divmod(thresholds[3], 2**64)
     script = Script(high << 1, 0, high << 1 | 1, low - 1, low)
     assert sample_skellam(3, variance=Fraction(4), rand=script).tolist() == [3, 0, -4]
@@ -183,7 +191,7 @@ def test_ties_in_one_block_read_their_low_bits_in_order():
 
 @cache
 def thresholds_of(stddev: int) -> list[int]:
-    return _thresholds(Fraction(stddev**2))
+    return _thresholds(_skellam_weights, Fraction(stddev**2))
 
 
 @settings(deadline=None)
@@ -218,7 +226,7 @@ def test_negative_length():
 def test_a_source_that_runs_dry_gives_an_error_and_not_repeated_noise():
     with pytest.raises(ValueError, match="buffer"):
         sample_skellam(100, variance=Fraction(4), rand=lambda size: bytes(8))
-    tie = _thresholds(Fraction(4))[3] >> 64 << 1
+    tie = _thresholds(_skellam_weights, Fraction(4))[3] >> 64 << 1
     with pytest.raises(ValueError, match="buffer"):
         sample_skellam(1, variance=Fraction(4), rand=Script(tie))
 

@@ -129,6 +129,14 @@ def test_comparison_has_the_shape_of_the_table_in_the_readme(capsys: pytest.Capt
     assert int(apart[2]) >= 5
 
 
+def test_faces(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = run("faces", capsys, "--out", str(tmp_path))
+    plain, masked, noised = (int(count) for count in re.findall(r"(\d+) of 10 recognised", printed))
+    assert plain == 10, "the attack works where nothing defends"
+    assert max(masked, noised) <= 6, "guessing finds one of ten"
+    assert (tmp_path / "faces.html").stat().st_size > 10_000
+
+
 def test_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
     printed = run("own_loop", capsys)
     right = percent(printed, r"(\d+\.\d) % right")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,18 +28,24 @@ from protocols import (
     Roster,
     SendMessage,
 )
-from protocols.one_shot import OneShotClient, OneShotConfig, OneShotMember, OneShotServer
-from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
-from protocols.one_shot.wire import Contribution, ContributionFrame, decode_contribution, sealed_digest
-from protocols.roster import signed_text
-from protocols.wire import (
-    Message,
+from protocols.one_shot import (
+    OneShotClient,
+    OneShotConfig,
+    OneShotMember,
+    OneShotServer,
+    OneTimeKey,
+    committee_digest,
 )
-from tests.classical import encode
+from protocols.one_shot.rules import CANARIES, least_threshold, signature_kind
+from protocols.one_shot.wire import Contribution, ContributionFrame, MemberBundle, decode_contribution, sealed_digests
+from protocols.primitives.keys import CLASSICAL, Suite
+from protocols.roster import signed_text
+from protocols.wire import Message, encode
 
 Vector = NDArray[np.uint32]
 # Takes (sender or None for the server, receiver or None for the server, data) and gives what arrives instead.
 Network = Callable[[ClientId | None, ClientId | None, bytes], list[bytes]]
+Delivery = tuple[ClientId | None, ClientId | None, bytes]
 PartyT = TypeVar("PartyT", OneShotClient, OneShotMember)
 FIRST_MEMBER = 101
 NO_LIMIT = 10**9
@@ -61,6 +67,7 @@ def round_config(
     model: bytes = bytes(32),
     binding: bytes = bytes(32),
     round_id: bytes | None = None,
+    suite: int = 1,
 ) -> OneShotConfig:
     """A valid configuration with the smallest threshold, unless told otherwise."""
     return OneShotConfig(
@@ -74,6 +81,7 @@ def round_config(
         modulus_bits=modulus_bits,
         model=model,
         binding=binding,
+        suite=suite,
     )
 
 
@@ -86,9 +94,9 @@ def faithful(_sender: ClientId | None, _receiver: ClientId | None, data: bytes) 
     return [data]
 
 
-def signed(identity: Identity, message: Message) -> bytes:
+def signed(identity: Identity, message: Message, suite: Suite = CLASSICAL) -> bytes:
     """The frame as its sender would sign it."""
-    covered = encode(message)
+    covered = encode(message, suite=suite)
     return covered + identity.sign(signed_text(signature_kind(type(message)), sha256(covered).digest()))
 
 
@@ -103,6 +111,12 @@ class Game:
     histories: dict[ClientId, History] = field(default_factory=dict)
     configs: Mapping[ClientId, OneShotConfig] = field(default_factory=dict)
     policies: Mapping[ClientId, ClientPolicy] = field(default_factory=dict)
+    late: Callable[[], list[Delivery]] = list  # what arrives just before the server closes its phase
+    rand: Mapping[ClientId, Callable[[int], bytes]] = field(default_factory=dict)
+    serials: Mapping[ClientId, int] = field(default_factory=dict)
+    bundles: Mapping[ClientId, MemberBundle] = field(default_factory=dict)
+    keys_in_advance: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
+    next_keys: Mapping[ClientId, OneTimeKey] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parties = sorted({*self.vectors, *self.config.committee})
@@ -111,22 +125,34 @@ class Game:
         self.clients = {client: self.session(OneShotClient, client) for client in self.vectors}
         self.members = {member: self.session(OneShotMember, member) for member in self.config.committee}
         self.sessions: list[OneShotClient | OneShotMember] = [*self.clients.values(), *self.members.values()]
-        self.server = OneShotServer(self.config, roster=self.roster)
+        self.server = OneShotServer(self.config, roster=self.roster, serials=self.serials, bundles=self.bundles)
         self.errors: dict[ClientId, ProtocolError] = {}
         self.rejected: list[PeerRejected] = []
+        self.refused: dict[ClientId, list[PeerRejected]] = {member: [] for member in self.members}  # by members
         self.records: dict[ClientId, list[Record]] = {party: [] for party in parties}
         self.sent: list[tuple[ClientId, bytes]] = []  # what clients and members gave to the network
         self.result: AggregateReady | None = None
 
     def session(self, role: type[PartyT], party: ClientId) -> PartyT:
-        policy = ClientPolicy(min_survivors=self.config.min_survivors, corrupt_holders=self.config.corrupt_holders)
+        config = self.configs.get(party, self.config)
+        policy = ClientPolicy(
+            min_survivors=self.config.min_survivors,
+            corrupt_holders=self.config.corrupt_holders,
+            suite=config.suite,
+            committee=committee_digest(self.roster, self.config.committee),
+        )
+        ahead: dict[str, Any] = {}
+        if role is OneShotMember:
+            ahead = {"key_in_advance": self.keys_in_advance.get(party), "next_key": self.next_keys.get(party)}
         return role(
-            self.configs.get(party, self.config),
+            config,
             party,
             identity=self.identities[party],
             roster=self.roster,
             policy=self.policies.get(party, policy),
             history=self.histories.get(party, History()),
+            rand=self.rand.get(party, os.urandom),
+            **ahead,
         )
 
     def call(self, session: OneShotClient | OneShotMember, action: Callable[[], list[Event]]) -> None:
@@ -145,6 +171,8 @@ class Game:
                     self.call(session, session.persisted)
                 case ContributionNeeded():
                     self.call(session, lambda: self.clients[party].contribute(self.vectors[party]))
+                case PeerRejected():
+                    self.refused[party].append(event)
                 case SendMessage(data=data):
                     self.sent.append((party, data))
                     for arrived in self.network(party, None, data):
@@ -162,7 +190,12 @@ class Game:
             self.call(session, session.start)
 
     def step(self) -> None:
-        """Closes the server's phase and delivers what it sends."""
+        """Delivers what is late, closes the server's phase and delivers what it sends."""
+        for sender, receiver, data in self.late():
+            if sender is not None:
+                self.to_server(sender, data)
+            elif receiver is not None:
+                self.to_party(self.clients.get(receiver) or self.members[receiver], data)
         for event in self.server.close_phase():
             match event:
                 case SendMessage(to=to, data=data) if to is not None:
@@ -207,6 +240,7 @@ class Game:
         """A contribution of this round, as the server reads it."""
         return decode_contribution(
             contribution,
+            suite=self.server._rules.suite,
             limit=NO_LIMIT,
             sealed_bytes=self.server._rules.sealed_bytes,
             vector_bytes=4 * (self.config.length + CANARIES),
@@ -216,9 +250,9 @@ class Game:
         self, client: ClientId, frame: ContributionFrame, *, sealed: tuple[bytes, ...], vector: bytes, **changes: object
     ) -> bytes:
         """What a client could have sent: like `frame`, with these shares and this vector, signed by that client."""
-        digests = {"sealed": sealed_digest(sealed), "vector": sha256(vector).digest(), "sender": client}
+        digests = {"sealed": sealed_digests(sealed), "vector": sha256(vector).digest(), "sender": client}
         message: Contribution = msgspec.structs.replace(frame.message, **{**digests, **changes})
-        return b"".join((signed(self.identities[client], message), *sealed, vector))
+        return b"".join((signed(self.identities[client], message, self.server._rules.suite), *sealed, vector))
 
 
 def silencing(*parties: ClientId, after: int = 0) -> Network:

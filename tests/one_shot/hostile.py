@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
+from typing import TypeVar
 
 import msgspec
+import pytest
 
 from protocols import (
     ClientId,
+    LocalProtocolError,
     Phase,
     ProtocolError,
     SurvivorsSigned,
@@ -15,6 +19,7 @@ from protocols import (
 from protocols.one_shot.rules import member_bundle_digest, signature_kind
 from protocols.one_shot.wire import (
     Committee,
+    Complaint,
     MemberBundle,
     SealedContribution,
     UnmaskRequest,
@@ -23,11 +28,14 @@ from protocols.roster import signed_text
 from protocols.wire import (
     Message,
 )
-from tests.classical import decode, encode
+from tests.classical import decode, decode_signed, encode
 
 from .game import NO_LIMIT, Game, Network, signed
 
 ONE, TWO, THREE, FOUR = (ClientId(i) for i in range(1, 5))
+
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 def members_of(game: Game) -> tuple[ClientId, ...]:
@@ -65,17 +73,41 @@ def assert_member_refuses(
     assert not any(isinstance(record, SurvivorsSigned) for record in game.records[member])
 
 
-def altered(request: UnmaskRequest, **changes: object) -> UnmaskRequest:
-    return msgspec.structs.replace(request, **changes)
+def altered(said: StructT, **changes: object) -> StructT:
+    return msgspec.structs.replace(said, **changes)
 
 
-def resigned(
-    game: Game, sealed: SealedContribution, share: bytes | None = None, **changes: object
-) -> SealedContribution:
-    """The contribution with other fields, signed by whom it then names."""
-    contribution = msgspec.structs.replace(sealed.contribution, **changes)
+def assert_member_complains(
+    game: Game, member: ClientId, request: UnmaskRequest, accused: set[ClientId], match: str
+) -> Complaint:
+    """It says whose shares are bad, and nothing else: no share, no record of a sum, no key left."""
+    answer = ask(game, member, request)
+    assert answer is not None
+    complaint = decode_signed(answer, Complaint, limit=NO_LIMIT).message
+    assert {one.client for one in complaint.accused} == accused
+    rejected = game.refused[member]
+    assert [event.client for event in rejected] == sorted(accused)
+    assert all(match in event.reason and f"to member {member}" in event.reason for event in rejected)
+    assert not any(isinstance(record, SurvivorsSigned) for record in game.records[member])
+    session = game.members[member]
+    assert session.phase is Phase.FINISHED
+    assert session._secrets is None
+    with pytest.raises(LocalProtocolError):
+        session.receive(encode(request))
+    return complaint
+
+
+def resigned(game: Game, one: SealedContribution, share: bytes | None = None, **changes: object) -> SealedContribution:
+    """The contribution with other fields, another sealed share, or both, signed by whom it then names."""
+    if share is not None:
+        digests = tuple(
+            sha256(share).digest() if digest == sha256(one.share).digest() else digest
+            for digest in one.contribution.sealed
+        )
+        changes = {"sealed": digests, **changes}
+    contribution = msgspec.structs.replace(one.contribution, **changes)
     signature = signed(game.identities[ClientId(contribution.sender)], contribution)[-64:]
-    return SealedContribution(contribution=contribution, signature=signature, share=share or sealed.share)
+    return SealedContribution(contribution=contribution, signature=signature, share=share or one.share)
 
 
 def rewriting(change: Callable[[Committee], Message], *, to: ClientId) -> Network:
@@ -91,5 +123,6 @@ def rebundled(game: Game, bundle: MemberBundle, *, by: ClientId | None = None, *
     """The bundle with other fields, signed by its member or by somebody else."""
     changed = msgspec.structs.replace(bundle, **changes)
     identity = game.identities[by or ClientId(changed.member)]
-    signature = identity.sign(signed_text(signature_kind(MemberBundle), member_bundle_digest(changed, game.roster)))
+    digest = member_bundle_digest(changed, game.roster, game.server._rules.suite)
+    signature = identity.sign(signed_text(signature_kind(MemberBundle), digest))
     return msgspec.structs.replace(changed, signature=signature)

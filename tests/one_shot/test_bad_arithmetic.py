@@ -76,7 +76,7 @@ def test_shares_of_another_key_than_the_masks_void_the_round() -> None:
     """In range, and on a polynomial: only errors and canaries can tell."""
     honest = key_shares.share
 
-    def shifted(key: Coefficients, *arguments: object, **options: object) -> list[bytes]:
+    def shifted(key: Coefficients, *arguments: object, **options: object) -> tuple[list[bytes], list[key_shares.Share]]:
         other = key.copy()
         other[0] += 1
         return honest(other, *arguments, **options)  # type: ignore[arg-type]

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 from protocols import ClientId, MalformedMessageError, Phase
 from protocols.one_shot.rules import least_noise_bits, least_threshold
-from protocols.one_shot.wire import Committee, MemberBundle, decode_contribution, request_limit
-from tests.classical import decode, encode
+from protocols.one_shot.wire import (
+    Committee,
+    MemberBundle,
+    UnmaskRequest,
+    decode,
+    decode_contribution,
+    limits,
+)
+from protocols.primitives.keys import CLASSICAL, SUITES, Suite
+from protocols.wire import encode
 
 from .game import NO_LIMIT, Game, members, random_vectors, round_config
 
@@ -41,6 +49,8 @@ class TestOneShotConfig:
             ({"length": 2**31 + 1}, "length"),
             ({"modulus_bits": 0}, "modulus_bits"),
             ({"modulus_bits": 25}, "from 1 to 24"),
+            ({"suite": 0}, "suite must be one of"),
+            ({"suite": 3}, "suite must be one of"),
         ],
     )
     def test_refuses(self, change: dict[str, object], named: str) -> None:
@@ -60,6 +70,7 @@ class TestOneShotConfig:
             "modulus_bits": 21,
             "model": bytes([1]) * 32,
             "binding": bytes([1]) * 32,
+            "suite": 2,
         }
         assert replace(ANY, **{name: others[name]}).digest() != ANY.digest()  # type: ignore[arg-type]
         assert replace(ANY).digest() == ANY.digest()
@@ -86,29 +97,33 @@ class TestOneShotConfig:
 
 
 class TestWire:
-    def test_requests_keep_their_limit(self) -> None:
+    @pytest.mark.parametrize("suite", [1, 2])
+    def test_requests_keep_their_limit(self, suite: int) -> None:
         """With the largest ids and serials that there are."""
-        game = Game(round_config(4), random_vectors(4))
+        game = Game(round_config(4, suite=suite), random_vectors(4))
         game.advance(Phase.MASKED_INPUT)
         sizes = [len(event.data) for event in game.server.close_phase()]  # type: ignore[union-attr]
-        assert max(sizes) + 4 * 4 + 5 * 16 <= request_limit(4, 5)
+        assert max(sizes) + 4 * 4 + 5 * 16 <= game.server._rules.limits[UnmaskRequest]
         assert max(sizes) > 4 * 4096
 
-    def test_every_member_of_a_committee_fits(self) -> None:
-        bundle = MemberBundle(member=2**31 - 1, serial=2**62 - 1, fresh=bytes(32), key=bytes(32), signature=bytes(64))
-        frame = encode(Committee(context=bytes(32), sender=0, bundles=(bundle,) * 20))
-        assert len(frame) <= request_limit(2, 20)
-        assert decode(frame, Committee, limit=NO_LIMIT).bundles == (bundle,) * 20
+    @pytest.mark.parametrize("suite", SUITES.values())
+    def test_every_member_of_a_committee_fits(self, suite: Suite) -> None:
+        key = bytes(suite.public_key_bytes)
+        bundle = MemberBundle(member=2**31 - 1, serial=2**62 - 1, fresh=bytes(32), key=key, signature=bytes(64))
+        frame = encode(Committee(context=bytes(32), sender=0, bundles=(bundle,) * 20), suite=suite)
+        most = limits(cohort=2, committee=20, threshold=14, suite=suite)[Committee]
+        assert len(frame) <= most
+        assert decode(frame, Committee, suite=suite, limit=most).bundles == (bundle,) * 20
 
     def test_contributions_have_one_length(self) -> None:
         game = Game()
         game.advance(Phase.MASKED_INPUT)
         data = game.sent_by(ClientId(1))[0]
         frame = game.parse(data)
-        assert [len(one) for one in frame.sealed] == [48, 48, 48, 4112, 4112]
+        assert [len(one) for one in frame.sealed] == [48, 48, 48, 4128, 4128]
         assert len(frame.vector) == 4 * (5 + 64)
         for changed in (data + b"\x00", data[:-1], b"\x00" + data, data[1:]):
             with pytest.raises(MalformedMessageError):
                 game.parse(changed)
         with pytest.raises(MalformedMessageError, match="fewer"):
-            decode_contribution(data, limit=NO_LIMIT, sealed_bytes=[len(data)], vector_bytes=0)
+            decode_contribution(data, suite=CLASSICAL, limit=NO_LIMIT, sealed_bytes=[len(data)], vector_bytes=0)

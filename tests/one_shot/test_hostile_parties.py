@@ -16,7 +16,6 @@ from protocols import (
     Phase,
     ProtocolError,
     RemoteProtocolError,
-    TooFewClientsError,
 )
 from protocols.one_shot.rules import CANARIES, signature_kind
 from protocols.one_shot.wire import (
@@ -24,7 +23,7 @@ from protocols.one_shot.wire import (
     MemberKeys,
     PartialSum,
 )
-from protocols.primitives import key_shares, packing, ring_mask
+from protocols.primitives import packing, ring_mask
 from protocols.roster import signed_text
 from tests.classical import decode, decode_signed, encode
 
@@ -141,41 +140,6 @@ class TestServer:
                 return contribute(vector)
 
         game.clients[ONE].contribute = malicious  # type: ignore[method-assign]
-
-    @pytest.mark.parametrize("spare", [False, True])
-    def test_shares_that_fit_no_polynomial(self, spare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A malicious client seals one wrong share: located with two spare answers, else a typed abort."""
-        committee = tuple(ClientId(101 + i) for i in range(7 if spare else 5))
-        game = Game(round_config(4, committee=committee, corrupt_holders=0 if spare else 1))
-        honest = key_shares.share
-
-        def broken(*args: object, **options: object) -> list[bytes]:
-            encoded = honest(*args, **options)  # type: ignore[arg-type]
-            first = np.frombuffer(encoded[-1], dtype="<u2").astype(np.int64) + 1
-            return [*encoded[:-1], (first % 65521).astype("<u2").tobytes()]
-
-        self.corrupt_client(game, key_shares, "share", broken, monkeypatch)
-        error = game.play()
-        if spare:
-            assert error is None
-            assert game.result is not None
-            assert np.array_equal(game.result.vector, game.expected(frozenset(game.vectors)))
-            assert [rejection.client for rejection in game.rejected] == [committee[-1]]
-        else:
-            assert isinstance(error, RemoteProtocolError)
-            assert game.result is None
-
-    def test_a_client_whose_shares_do_not_open_voids_the_round_and_is_named(self) -> None:
-        game = Game()
-
-        def garble(contribution: bytes) -> bytes:
-            frame = game.parse(contribution)
-            sealed = tuple(bytes(len(one)) for one in frame.sealed)
-            return game.contribution(ONE, frame, sealed=sealed, vector=bytes(frame.vector))
-
-        game.network = changing(ONE, garble)
-        assert isinstance(game.play(), TooFewClientsError)
-        assert {game.errors[member].client_id for member in members_of(game)} == {ONE}
 
     @pytest.mark.parametrize(
         ("what", "reason"),

@@ -16,7 +16,6 @@ from protocols import (
     Phase,
     PolicyRefusal,
     ProtocolError,
-    RemoteProtocolError,
     TooFewClientsError,
 )
 from protocols.one_shot.rules import Rules
@@ -39,6 +38,7 @@ from .hostile import (
     TWO,
     altered,
     ask,
+    assert_member_complains,
     assert_member_refuses,
     at_unmask,
     members_of,
@@ -76,16 +76,21 @@ class TestCopies:
             first, _, *others = request.contributions
             copy = resigned(game, first, sender=TWO, **{name: values[name] for name in fresh})
             listed = (copy, *others) if alone else (first, copy, *others)
-            unmarked = alone or len(fresh) == 2
-            error = RemoteProtocolError if unmarked else InconsistentViewError
-            match = "does not open" if unmarked else "copy"
-            assert_member_refuses(game, member, altered(request, contributions=listed), error, match)
+            asked = altered(request, contributions=listed)
+            if alone or len(fresh) == 2:
+                assert_member_complains(game, member, asked, {TWO}, "does not open")
+            else:
+                assert_member_refuses(game, member, asked, InconsistentViewError, "copy")
 
     def test_shares_of_one_member_do_not_open_at_another(self) -> None:
         game, requests = at_unmask()
         first, second = members_of(game)[:2]
         assert_member_refuses(
-            game, first, altered(requests[first], contributions=requests[second].contributions), RemoteProtocolError
+            game,
+            first,
+            altered(requests[first], contributions=requests[second].contributions),
+            InconsistentViewError,
+            "not the one that was signed",
         )
 
     def test_shares_of_an_older_round_do_not_open(self) -> None:
@@ -98,9 +103,16 @@ class TestCopies:
         )
         other = members_of(game)[1]
         renamed = tuple(resigned(game, one, context=game.server._rules.context) for one in replayed)
+        # Whoever has all clients' signing keys can make it look so. Which of the members' shares it is does not matter.
         assert_member_refuses(
-            game, other, altered(requests[other], contributions=renamed), RemoteProtocolError, "does not open"
+            game, other, altered(requests[other], contributions=renamed), InconsistentViewError, "not the one"
         )
+        third = members_of(game)[2]
+        own = tuple(
+            resigned(game, one, context=game.server._rules.context) for one in old_requests[third].contributions
+        )
+        asked = altered(requests[third], contributions=own)
+        assert_member_complains(game, third, asked, {ONE, TWO, THREE, FOUR}, "does not open")
 
 
 class TestSeparation:
@@ -228,11 +240,16 @@ class TestMembers:
         bundles = (own, rebundled(game, second, by=ONE, fresh=bytes(32)), *rest)
         assert_member_refuses(game, member, altered(requests[member], bundles=bundles), InconsistentViewError)
 
-    @pytest.mark.parametrize("what", ["unsorted", "doubled", "below the floor", "unsigned", "stranger", "swapped"])
+    @pytest.mark.parametrize(
+        "what",
+        ["unsorted", "doubled", "below the floor", "unsigned", "stranger", "swapped", "few shares", "short proof",
+         "bad proof"],
+    )  # fmt: skip
     def test_refuse_wrong_survivors(self, what: str) -> None:
         game, requests = at_unmask(Game(round_config(4, min_survivors=3)))
         member = members_of(game)[0]
         first, second, *rest = requests[member].contributions
+        others, signed = (second, *rest), first.contribution
         stranger = msgspec.structs.replace(rest[-1].contribution, sender=50, vector=bytes(32), ephemeral_key=bytes(32))
         unknown = SealedContribution(contribution=stranger, signature=rest[-1].signature, share=rest[-1].share)
         contributions, error = {
@@ -244,7 +261,16 @@ class TestMembers:
                 InvalidSignatureError,
             ),
             "stranger": ((first, second, rest[0], unknown), InvalidSignatureError),
-            "swapped": ((msgspec.structs.replace(first, share=second.share), second, *rest), RemoteProtocolError),
+            "swapped": ((msgspec.structs.replace(first, share=second.share), second, *rest), InconsistentViewError),
+            "few shares": (
+                (resigned(game, first, sealed=signed.sealed[1:]), *others),
+                MalformedMessageError,
+            ),
+            "short proof": (
+                (resigned(game, first, proof=signed.proof[:-1]), *others),
+                MalformedMessageError,
+            ),
+            "bad proof": ((resigned(game, first, proof=b"\xff" * 64), *others), MalformedMessageError),
         }[what]
         assert_member_refuses(game, member, altered(requests[member], contributions=tuple(contributions)), error)
 
@@ -270,9 +296,8 @@ class TestMembers:
         member = members_of(game)[0]
         first, *rest = requests[member].contributions
         contributions = (resigned(game, first, ephemeral_key=key), *rest)
-        assert_member_refuses(
-            game, member, altered(requests[member], contributions=contributions), RemoteProtocolError, "client 1"
-        )
+        asked = altered(requests[member], contributions=contributions)
+        assert_member_complains(game, member, asked, {ONE}, "X25519 public key")
 
     def test_refuse_a_share_outside_the_field(self) -> None:
         """A malicious client seals 0xffff: its name is in the error."""
@@ -282,16 +307,10 @@ class TestMembers:
         own = keys.AgreementKey(bytes(range(32)), keys.CLASSICAL)
         rules = game.server._rules
         channel = rules.channel(own.agree(rules.bundles[member].key), ONE, member)
-        share = keys.seal(channel, b"\xff" * 4096, associated=rules.associated(ONE, member, own.public, bytes(32)))
+        share = keys.seal(channel, b"\xff" * 4112, associated=rules.associated(ONE, member, own.public, bytes(32)))
         bad = resigned(game, first, share, ephemeral_key=own.public, vector=bytes(32))
-        assert_member_refuses(
-            game,
-            member,
-            altered(requests[member], contributions=(bad, *rest)),
-            RemoteProtocolError,
-            "outside the field",
-        )
-        assert game.errors[member].client_id == ONE
+        asked = altered(requests[member], contributions=(bad, *rest))
+        assert_member_complains(game, member, asked, {ONE}, "outside the field")
 
     @pytest.mark.parametrize("damage", ["sender", "context", "kind", "bytes"])
     def test_refuse_what_is_not_a_request(self, damage: str) -> None:
@@ -335,7 +354,7 @@ class TestPolicy:
 
     @pytest.mark.parametrize("floor", [{"min_survivors": 4}, {"corrupt_holders": 2}])
     def test_rounds_below_a_party_s_floors(self, floor: dict[str, int]) -> None:
-        policy = replace(ClientPolicy(min_survivors=3, corrupt_holders=1), **floor)  # type: ignore[arg-type]
+        policy = replace(ClientPolicy(min_survivors=3, corrupt_holders=1, suite=1), **floor)  # type: ignore[arg-type]
         for party in (ONE, members_of(Game())[0]):
             with pytest.raises(PolicyRefusal, match=next(iter(floor))):
                 Game(round_config(4, min_survivors=3), policies={party: policy})

@@ -29,7 +29,7 @@ from protocols import (
     SurvivorsSigned,
     TooFewClientsError,
 )
-from protocols.one_shot import OneShotClient, OneShotMember, OneShotServer
+from protocols.one_shot import OneShotClient, OneShotMember, OneShotServer, committee_digest
 from protocols.one_shot.rules import CLIENT_TRANSITIONS, MEMBER_TRANSITIONS, SERVER_TRANSITIONS, least_noise_bits
 
 from .game import Game, changing, flipped, members, random_vectors, round_config, silencing
@@ -269,7 +269,8 @@ class TestSessions:
 
     def test_wrong_parties_are_refused_at_the_door(self) -> None:
         game = Game()
-        policy = ClientPolicy(min_survivors=2, corrupt_holders=0)
+        pinned = committee_digest(game.roster, game.config.committee)
+        policy = ClientPolicy(min_survivors=2, corrupt_holders=0, suite=1, committee=pinned)
         with pytest.raises(ValueError, match="another identity"):
             OneShotClient(
                 game.config, ONE, identity=Identity.generate(), roster=game.roster, policy=policy, history=History()

@@ -78,6 +78,50 @@ def more_than_one_sum(threshold: int, corrupt: int, views: tuple[tuple[int, int]
     return learnt == 2 or (learnt == 1 and not allowed)
 
 
+def told(threshold: int, corrupt: int, views: tuple[tuple[int, int], ...], proofs: str) -> int:
+    """How many independent things about the keys' polynomials f and g alone the server learns.
+
+    Now clients also share blinding polynomials r, s: corrupt members show all shares of all of them. Dealers publish
+    rho f + r and sigma g + s, whatever the views. The alternative is that each honest member answers a challenge that
+    depends on the view that it was shown. A complaint is a word, and adds no row.
+    """
+
+    def row(x: int, *weights: int) -> list[int]:
+        return [weight * pow(x, i, PRIME) % PRIME for weight in weights for i in range(threshold)]
+
+    seen = [
+        row(x, *(int(i == which) for i in range(4))) for x in range(1, corrupt + 1) for which in range(4)
+    ]  # f, g, r, s
+    for x, (in_f, in_g) in enumerate(views, corrupt + 1):
+        seen.append(row(x, in_f, in_g, 0, 0))
+        if proofs == "answers to views":
+            rho = 11 + x % 2  # every other member is shown a third client too, so its challenge is another one
+            seen += [row(x, in_f * rho, 0, in_f, 0), row(x, 0, in_g * rho, 0, in_g)]
+    if proofs == "of dealers":
+        for i in range(threshold):
+            for f, g, r, s in ((77, 0, 1, 0), (0, 88, 0, 1)):
+                seen.append([weight * (k == i) for weight in (f, g, r, s) for k in range(threshold)])
+    return rank(seen) - rank([one[2 * threshold :] for one in seen])
+
+
+class TestProofs:
+    """What is public for the sake of blame tells nothing about keys, in whatever views."""
+
+    @pytest.mark.parametrize(("members", "corrupt"), [(4, 0), (4, 1), (5, 1), (5, 2), (6, 2), (7, 3)])
+    def test_dealers_proofs_add_nothing(self, members: int, corrupt: int) -> None:
+        least = least_threshold(members=members, corrupt=corrupt)
+        for threshold in (least, least - 1):
+            for views in product(VIEWS, repeat=members - corrupt):
+                without = told(threshold, corrupt, views, "none")
+                assert told(threshold, corrupt, views, "of dealers") == without
+
+    def test_answers_to_a_challenge_that_depends_on_the_view_would_add_something(self) -> None:
+        """About one client's shares alone: why the challenge follows from what the client said, and nothing else."""
+        both = ((1, 1),) * 4
+        assert told(3, 0, both, "none") == 3  # the polynomial of the sum
+        assert told(3, 0, both, "answers to views") > 3
+
+
 class TestAlgebra:
     @pytest.mark.parametrize("members", range(3, 9))
     def test_the_bound_is_exact(self, members: int) -> None:
@@ -116,7 +160,9 @@ def fork(game: Game, corrupt: int, first_view: tuple[bool, ...]) -> list[dict[in
         if slot < corrupt:
             session._rules.bind(request.bundles)
             for view, listed in enumerate(views):
-                answers[view][slot] = key_shares.decode(key_shares.add(session._open(one) for one in listed))
+                shares, problems = session._open_all(listed)
+                assert not problems
+                answers[view][slot] = key_shares.decode_sum(key_shares.add(shares))
             continue
         first = 0 if first_view[slot - corrupt] else 1
         for view in (first, 1 - first):
@@ -136,7 +182,7 @@ def honest_answer(
     except ProtocolError:
         return None
     message = decode_signed(answer.data, PartialSum, limit=NO_LIMIT).message  # type: ignore[union-attr]
-    return key_shares.decode(message.share)
+    return key_shares.decode_sum(message.share)
 
 
 class TestRealMessages:

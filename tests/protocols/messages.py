@@ -68,18 +68,19 @@ def _bundle(client: int, serial: int) -> KeyBundle:
     return KeyBundle(client=client, serial=serial, fresh=key, channel_key=key, mask_key=key, signature=bytes(64))
 
 
-def full_round(n: int, *, first_id: int = 1, serial: int = 1) -> dict[str, Message]:
+def full_round(n: int, *, first_id: int = 1, serial: int = 1, removable: int = 0) -> dict[str, Message]:
     """One message of each kind as it travels in a complete graph of n clients, nobody missing."""
     digest, client = bytes(32), first_id
     clients = tuple(range(first_id, first_id + n))
-    shares = (bytes(SEALED_BYTES),) * (n - 1)
+    shares = (bytes(SEALED_BYTES + 36 * removable),) * (n - 1)
+    commitments, said = (bytes(64), bytes(72 * n)) if removable else (digest, bytes(36 * n))
     build: dict[str, Callable[[], Message]] = {
         "Invitation": lambda: Invitation(context=digest, sender=SERVER, round_id=digest, model=digest),
         "AdvertiseKeys": lambda: AdvertiseKeys(context=digest, sender=client, bundle=_bundle(client, serial)),
         "KeyBundles": lambda: KeyBundles(
             context=digest, sender=SERVER, bundles=tuple(_bundle(one, serial) for one in clients)
         ),
-        "ShareKeys": lambda: ShareKeys(context=digest, sender=client, seed_commitment=digest, sealed=shares),
+        "ShareKeys": lambda: ShareKeys(context=digest, sender=client, seed_commitment=commitments, sealed=shares),
         "SealedShares": lambda: SealedShares(context=digest, sender=SERVER, cohort=clients, sealed=shares),
         "MaskedInput": lambda: MaskedInput(context=digest, sender=client, cohort=digest),
         "SurvivorList": lambda: SurvivorList(context=digest, sender=SERVER, survivors=clients),
@@ -87,6 +88,6 @@ def full_round(n: int, *, first_id: int = 1, serial: int = 1) -> dict[str, Messa
         "SurvivorSignatures": lambda: SurvivorSignatures(
             context=digest, sender=SERVER, signers=clients, signatures=(bytes(64),) * n
         ),
-        "Unmask": lambda: Unmask(context=digest, sender=client, shares=bytes(36 * n)),
+        "Unmask": lambda: Unmask(context=digest, sender=client, shares=said),
     }
     return {name: make() for name, make in build.items()}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.primitives import key_shares
-from protocols.primitives.key_shares import Share
+from protocols.primitives.key_shares import ELEMENTS, Share
 from protocols.primitives.ring_mask import DEGREE, Coefficients
 
 from .oracles import SHAMIR_PRIME, interpolate_at
@@ -26,7 +26,13 @@ def random_key(seed: int, largest: int = 40) -> Coefficients:
 
 def shares_of(key: Coefficients, slots: list[int], threshold: int, seed: int = 0) -> list[Share]:
     rand = np.random.default_rng(seed).bytes
-    return [key_shares.decode(one) for one in key_shares.share(key, slots, threshold=threshold, rand=rand)]
+    encoded, _ = key_shares.share(key, slots, threshold=threshold, rand=rand)
+    return [key_shares.decode(one) for one in encoded]
+
+
+def sums_of(shares: list[Share]) -> list[Share]:
+    """What holders of one key alone would answer."""
+    return [key_shares.decode_sum(key_shares.add([share])) for share in shares]
 
 
 def wrong(share: Share, seed: int, columns: int = 5) -> Share:
@@ -60,8 +66,8 @@ class TestShare:
             assert all(interpolate_at(x, first) == y for x, y in points.items())
 
     def test_shares_are_seeds_first(self) -> None:
-        encoded = key_shares.share(random_key(0), [0, 2, 3, 7, 8], threshold=3, rand=os.urandom)
-        assert [len(one) for one in encoded] == [32, 32, 4096, 4096, 4096]
+        encoded, _ = key_shares.share(random_key(0), [0, 2, 3, 7, 8], threshold=3, rand=os.urandom)
+        assert [len(one) for one in encoded] == [32, 32, 4112, 4112, 4112]
         assert [key_shares.encoded_bytes(i, 3) for i in range(5)] == [len(one) for one in encoded]
 
     def test_a_seed_stands_for_its_keystream_by_rejection(self) -> None:
@@ -71,13 +77,13 @@ class TestShare:
             seed = bytes([i]) * 32
             stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(8192))
             elements = np.frombuffer(stream, dtype="<u2").tolist()
-            met = met or SHAMIR_PRIME in elements[:DEGREE]
-            uniform = [element for element in elements if element < SHAMIR_PRIME][:DEGREE]
+            met = met or SHAMIR_PRIME in elements[:ELEMENTS]
+            uniform = [element for element in elements if element < SHAMIR_PRIME][:ELEMENTS]
             assert key_shares.decode(seed).tolist() == uniform
         assert met
 
     def test_a_seed_with_too_many_rejections_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(key_shares, "_DRAWN_AT_ONCE", DEGREE)
+        monkeypatch.setattr(key_shares, "_SPARE", 0)
         seeds = [bytes([i]) * 32 for i in range(40)]
         refused = 0
         for seed in seeds:
@@ -89,7 +95,7 @@ class TestShare:
 
 
 class TestDecode:
-    @pytest.mark.parametrize("size", [0, 31, 33, 4095, 4097])
+    @pytest.mark.parametrize("size", [0, 31, 33, 4096, 4111, 4113])
     def test_refuses_other_lengths(self, size: int) -> None:
         with pytest.raises(ValueError, match=str(size)):
             key_shares.decode(bytes(size))
@@ -97,8 +103,25 @@ class TestDecode:
     @pytest.mark.parametrize("element", [65521, 65535])
     def test_refuses_what_is_not_in_the_field(self, element: int) -> None:
         with pytest.raises(ValueError, match="65521"):
-            key_shares.decode(bytes(4094) + element.to_bytes(2, "little"))
-        assert key_shares.decode(bytes(4094) + (65520).to_bytes(2, "little"))[-1] == 65520
+            key_shares.decode(bytes(4110) + element.to_bytes(2, "little"))
+        assert key_shares.decode(bytes(4110) + (65520).to_bytes(2, "little"))[-1] == 65520
+
+
+class TestDecodeSum:
+    @pytest.mark.parametrize("size", [0, 32, 4095, 4097, 4112])
+    def test_refuses_other_lengths(self, size: int) -> None:
+        with pytest.raises(ValueError, match=str(size)):
+            key_shares.decode_sum(bytes(size))
+
+    def test_refuses_what_is_not_in_the_field(self) -> None:
+        with pytest.raises(ValueError, match="65521"):
+            key_shares.decode_sum(bytes(4094) + (65521).to_bytes(2, "little"))
+
+    def test_blinding_is_in_no_sum(self) -> None:
+        key = random_key(3)
+        (share,) = shares_of(key, [0], 1)
+        assert key_shares.decode_sum(key_shares.add([share])).tolist() == share[:DEGREE].tolist()
+        assert len(share) == DEGREE + 8
 
 
 class TestReconstruct:
@@ -108,7 +131,7 @@ class TestReconstruct:
         slots, threshold = committee
         keys = [random_key(seed + i) for i in range(clients)]
         shares = [shares_of(key, slots, threshold, seed + i) for i, key in enumerate(keys)]
-        sums = [key_shares.decode(key_shares.add(column)) for column in zip(*shares, strict=True)]
+        sums = [key_shares.decode_sum(key_shares.add(column)) for column in zip(*shares, strict=True)]
         key, liars = key_shares.reconstruct(slots, sums, threshold=threshold)
         assert np.array_equal(key, np.sum(keys, axis=0))
         assert liars == frozenset()
@@ -120,7 +143,7 @@ class TestReconstruct:
     ) -> None:
         slots, threshold = committee
         key = random_key(1, 32760)
-        shares = shares_of(key, slots, threshold)
+        shares = sums_of(shares_of(key, slots, threshold))
         most = (len(slots) - threshold) // 2
         liars = data.draw(st.lists(st.sampled_from(slots), max_size=most, unique=True))
         for liar in liars:
@@ -131,7 +154,7 @@ class TestReconstruct:
         slots, threshold = [0, 1, 3, 4, 5, 8, 9], 3
         key = random_key(2)
         for liars in combinations(slots, 2):
-            shares = shares_of(key, slots, threshold)
+            shares = sums_of(shares_of(key, slots, threshold))
             for liar in liars:
                 shares[slots.index(liar)] = wrong(shares[slots.index(liar)], liar, columns=1)
             assert_found(key, slots, shares, threshold, set(liars))
@@ -143,7 +166,7 @@ class TestReconstruct:
         slots, threshold = committee
         if len(slots) == threshold:
             return
-        shares = shares_of(random_key(seed), slots, threshold)
+        shares = sums_of(shares_of(random_key(seed), slots, threshold))
         for i in range((len(slots) - threshold) // 2 + 1):
             shares[i] = wrong(shares[i], seed + i, columns=DEGREE)
         with pytest.raises(ValueError, match="wrong"):

@@ -18,9 +18,11 @@ from protocols.primitives.keys import (
     SEAL_OVERHEAD_BYTES,
     AgreementKey,
     SigningKey,
+    all_distinct,
     check_public_key,
     derive,
     encapsulate,
+    parts,
     seal,
     unseal,
     verifies,
@@ -112,6 +114,20 @@ class TestAgreement:
 
     def test_the_largest_canonical_key_that_is_not_low_order_is_accepted(self) -> None:
         check_public_key((FIELD_PRIME - 2).to_bytes(32, "little"), CLASSICAL)
+
+
+class TestDistinct:
+    # Few parts, so that they repeat; long ones differ in the first bytes, in the last, or not at all.
+    POINTS = tuple(bytes([i]) * 32 for i in range(6))
+    LATTICES = tuple(bytes([first]) * 1183 + bytes([last]) for first in range(3) for last in range(2))
+    PUBLICS = st.lists(st.sampled_from(POINTS), max_size=5) | st.lists(
+        st.builds(bytes.__add__, st.sampled_from(POINTS), st.sampled_from(LATTICES)), max_size=5
+    )
+
+    @given(publics=PUBLICS)
+    def test_whole_parts_count(self, publics: list[bytes]) -> None:
+        every = [parts(public) for public in publics]
+        assert all_distinct(publics) == all(set(a).isdisjoint(b) for a, b in combinations(every, 2))
 
 
 class TestDerive:

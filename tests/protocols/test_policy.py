@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from protocols import (
     Record,
     SurvivorsSigned,
 )
+from protocols.primitives.keys import HYBRID
 from tests.rounds import round_config
 
 client_ids = st.integers(1, 8).map(ClientId)
@@ -84,10 +86,24 @@ class TestHistory:
 class TestRound:
     POLICY = ClientPolicy(min_survivors=5, corrupt_holders=1)
 
-    @pytest.mark.parametrize(("min_survivors", "corrupt_holders"), [(1, 0), (0, 0), (-1, 0), (3, -1)])
-    def test_policies_that_protect_nothing(self, min_survivors: int, corrupt_holders: int) -> None:
+    @pytest.mark.parametrize(
+        ("min_survivors", "corrupt_holders", "suite"), [(1, 0, 2), (0, 0, 2), (-1, 0, 2), (3, -1, 2), (3, 0, 0)]
+    )
+    def test_policies_that_protect_nothing(self, min_survivors: int, corrupt_holders: int, suite: int) -> None:
         with pytest.raises(ValueError, match="must be at least"):
-            ClientPolicy(min_survivors=min_survivors, corrupt_holders=corrupt_holders)
+            ClientPolicy(min_survivors=min_survivors, corrupt_holders=corrupt_holders, suite=suite)
+
+    @pytest.mark.parametrize(("floor", "suite", "refused"), [(2, 1, True), (2, 2, False), (1, 1, False), (1, 2, False)])
+    def test_a_weaker_suite_is_refused(self, floor: int, suite: int, refused: bool) -> None:
+        policy, config = replace(self.POLICY, suite=floor), round_config(6, threshold=5, corrupt_holders=1, suite=suite)
+        if refused:
+            with pytest.raises(PolicyRefusal, match=r"the round's suite is 1; .* at least 2"):
+                policy.check_round(config, History())
+        else:
+            policy.check_round(config, History())
+
+    def test_only_who_asks_for_it_gets_the_classical_suite(self) -> None:
+        assert ClientPolicy(min_survivors=3, corrupt_holders=0).suite == HYBRID.number
 
     @pytest.mark.parametrize(
         ("min_survivors", "corrupt_holders", "refused"),
@@ -108,6 +124,22 @@ class TestRound:
         with pytest.raises(PolicyRefusal, match="used before"):
             self.POLICY.check_round(config, history)
         self.POLICY.check_round(round_config(6, threshold=5, corrupt_holders=1), history)
+
+
+class TestCommittee:
+    def test_only_the_pinned_one(self) -> None:
+        policy = ClientPolicy(min_survivors=2, corrupt_holders=0, committee=bytes(32))
+        policy.check_committee(bytes(32))
+        with pytest.raises(PolicyRefusal, match=r"committee is 0100000000000000; .* pins 0000000000000000"):
+            policy.check_committee(b"\x01" + bytes(31))
+
+    def test_none_without_a_pin(self) -> None:
+        with pytest.raises(PolicyRefusal, match="pins none"):
+            ClientPolicy(min_survivors=2, corrupt_holders=0).check_committee(bytes(32))
+
+    def test_a_pin_that_is_no_digest(self) -> None:
+        with pytest.raises(ValueError, match="32 bytes, got 3"):
+            ClientPolicy(min_survivors=2, corrupt_holders=0, committee=b"abc")
 
 
 class TestBundles:

@@ -299,6 +299,11 @@ class TestSizes:
         """Header and body; the 64 signature bytes and the vector of MaskedInput come on top."""
         assert len(encode(full_round(n)[name])) == self.TABLE[name][str(n)]
 
+    @pytest.mark.parametrize(("name", "n"), list(product(("ShareKeys", "SealedShares", "Unmask"), (3, 10, 100, 1000))))
+    def test_with_removable_components(self, name: str, n: int) -> None:
+        """The largest: nobody drops out, so a share of a link of everybody is said."""
+        assert len(encode(full_round(n, removable=5)[name])) == self.TABLE[f"{name}, 5 removable"][str(n)]
+
     def test_one_row_by_hand(self) -> None:
         """6 header, 1 array, 1 tag, 34 context, 1 sender, then the fields; n = 3."""
         start = 6 + 1 + 1 + 34 + 1
@@ -314,4 +319,7 @@ class TestSizes:
             "ConsistencyCheck": start + 34,
             "SurvivorSignatures": start + 1 + 3 + 1 + 3 * 66,
             "Unmask": start + 2 + 3 * 36 + 1,  # and an empty array: no bundle for later
+            "ShareKeys, 5 removable": start + 66 + 1 + 2 * (3 + 88 + 5 * 36),
+            "SealedShares, 5 removable": start + 1 + 3 + 1 + 2 * (3 + 88 + 5 * 36),
+            "Unmask, 5 removable": start + 2 + 2 * 3 * 36 + 1,
         }

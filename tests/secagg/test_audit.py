@@ -23,10 +23,10 @@ def silo(privacy: Any, **other: Any) -> AggregationConfig:
     return AggregationConfig.cross_silo(like={"w": np.zeros(300)}, privacy=privacy, **arguments)
 
 
-@pytest.mark.parametrize("privacy", [CLIENT, RECORD], ids=["client", "record"])
-def test_the_shipped_path_passes(privacy: Any) -> None:
+@pytest.mark.parametrize(("privacy", "law"), [(CLIENT, "skellam"), (RECORD, "skellam"), (CLIENT, "discrete_gaussian")])
+def test_the_shipped_path_passes(privacy: Any, law: str) -> None:
     seen: list[tuple[int, int]] = []
-    report = audit_privacy(silo(privacy), trials=1500, progress=lambda done, of: seen.append((done, of)))
+    report = audit_privacy(silo(privacy, noise_law=law), trials=1500, progress=lambda done, of: seen.append((done, of)))
     assert report.passed, report.to_dict()
     assert [check.name for check in report.checks] == ["epsilon", "variance", "sum", "streams", "sensitivity"]
     assert seen[-1] == (1500, 1500)
@@ -103,6 +103,8 @@ def test_the_canary_moves_the_sum_by_its_whole_norm(bits: int) -> None:
 def test_nothing_to_audit() -> None:
     with pytest.raises(ValueError, match="no privacy"):
         audit_privacy(silo(NoPrivacy(clip_norm=1.0)))
+    with pytest.raises(ValueError, match="audit the same configuration with dropout_noise"):
+        audit_privacy(silo(CLIENT, dropout_noise="removable"), trials=100)
     with pytest.raises(ValueError, match="at least 100"):
         audit_privacy(silo(CLIENT), trials=99)
 

@@ -84,7 +84,15 @@ class TestPlan:
             == {
                 "record": set(),
                 "client": {"denominator"},
-                "none": {"denominator", "share_stddev", "noise_multiplier", "ladder", "expected_relative_error"},
+                "none": {
+                    "denominator",
+                    "noise_law",
+                    "dropout_noise",
+                    "share_stddev",
+                    "noise_multiplier",
+                    "ladder",
+                    "expected_relative_error",
+                },
             }[unit]
         )
         assert facts["schema"] == "secagg/plan/1"

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp import from_ring, to_ring
+from dp import DistributedDiscreteGaussian, DistributedSkellam, from_ring, to_ring
 from secagg import (
     AggregationConfig,
     BudgetExceededError,
@@ -117,6 +117,55 @@ class TestLegality:
     def test_lanes(self, bits: int) -> None:
         with pytest.raises(ValueError, match="modulus_bits"):
             silo(modulus_bits=bits)
+
+
+class TestNoiseLaw:
+    def test_is_skellam_unless_asked(self) -> None:
+        default, other = silo(CLIENT).mechanism, silo(CLIENT, noise_law="discrete_gaussian").mechanism
+        assert isinstance(default, DistributedSkellam)
+        assert isinstance(other, DistributedDiscreteGaussian)
+        assert other.noise_multiplier == pytest.approx(default.noise_multiplier, rel=1e-3)
+
+    def test_unknown_or_pointless_ones_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"noise_law must be one of .* got 'gaussian'"):
+            silo(CLIENT, noise_law="gaussian")
+        with pytest.raises(ValueError, match="'discrete_gaussian' has no meaning without privacy"):
+            silo(NONE, noise_law="discrete_gaussian")
+
+
+class TestDropoutNoise:
+    def test_the_budgeted_claim_and_the_scale_are_the_same(self) -> None:
+        worst, removable = silo(CLIENT), silo(CLIENT, dropout_noise="removable")
+        assert worst.mechanism is not None
+        assert removable.mechanism == replace(worst.mechanism, removable=True)
+        assert (worst.removable, removable.removable) == (0, 2)
+        assert removable.needed_bits == worst.needed_bits
+        assert removable.relative_error == worst.relative_error
+        assert removable.noise_stddev(6) == worst.noise_stddev(6)
+        # 8 survivors, one of which may collude: what 6 - 1 shares hold, times 8 / (8 - 1).
+        assert removable.noise_stddev(8) == pytest.approx(worst.noise_stddev(8) * math.sqrt(5 / 7))
+
+    def test_the_ladder_has_the_exact_target_for_every_number_of_survivors(self) -> None:
+        config = silo(CLIENT, dropout_noise="removable")
+        ladders = [config.ladder(survivors=survivors) for survivors in (6, 7, 8)]
+        for rungs in ladders:
+            assert rungs is not None
+            assert rungs.minus_colluders == rungs.guaranteed <= CLIENT.epsilon
+            assert rungs == ladders[0]
+
+    def test_unknown_pointless_or_impossible_ones_are_refused(self) -> None:
+        for choice, config in (
+            ("best_case", {}),
+            ("removable", {"privacy": NONE}),
+            ("removable", {"max_dropouts": 0}),
+            ("removable", {"noise_law": "discrete_gaussian"}),
+        ):
+            with pytest.raises(ValueError, match=r"dropout_noise must be one of|no meaning|must survive|closed under"):
+                silo(**{"privacy": CLIENT, "dropout_noise": choice, **config})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="need the complete graph"):
+            AggregationConfig.cross_device(
+                like=LIKE, clients=500, max_dropouts=25, max_colluders=5, privacy=CLIENT, dropout_noise="removable"
+            )
 
 
 class TestRing:
@@ -344,6 +393,16 @@ class TestRotation:
         assert len(seeds) == 4
 
 
+@pytest.mark.parametrize(
+    "privacy", [NoPrivacy(clip_norm=1.0), ClientLevel(clip_norm=1.0, epsilon=4.0, delta=1e-6, rounds=1)]
+)
+def test_every_client_demands_the_hybrid_suite(privacy: NoPrivacy | ClientLevel) -> None:
+    subject = AggregationConfig.cross_silo(
+        like={"w": np.zeros(3)}, clients=5, max_dropouts=1, max_colluders=1, privacy=privacy
+    )
+    assert subject.policy().suite == subject.round_config(round_id=bytes(32), model=bytes(32)).suite == 2
+
+
 class TestDigest:
     def variants(self) -> dict[str, list[AggregationConfig]]:
         """For each field that is asked for, configurations that differ from `silo(RECORD)` in it (and what follows)."""
@@ -353,6 +412,8 @@ class TestDigest:
             "max_dropouts": [silo(RECORD, max_dropouts=1)],
             "max_colluders": [silo(RECORD, max_colluders=2)],
             "modulus_bits": [silo(), silo(modulus_bits=16), silo(modulus_bits=21)],
+            "noise_law": [silo(RECORD, noise_law="discrete_gaussian")],
+            "dropout_noise": [silo(RECORD, dropout_noise="removable")],
             "application": [silo(RECORD, application="a"), silo(RECORD, application="b")],
             "riders": [
                 silo(RECORD, metrics={"loss": (0.0, 1.0)}),
@@ -551,6 +612,10 @@ class TestToml:
         assert config == called
         assert config.digest() == called.digest()
 
+    def test_noise_law(self, tmp_path: Path) -> None:
+        config = self.read(tmp_path, self.TEXT.replace("[privacy]", 'noise_law = "discrete_gaussian"\n[privacy]'))
+        assert config == silo(RECORD, application="hospital", noise_law="discrete_gaussian")
+
     def test_devices(self, tmp_path: Path) -> None:
         text = self.TEXT.replace("cross_silo", "cross_device").replace("clients = 8", "clients = 120")
         assert self.read(tmp_path, text).degree < 119
@@ -576,6 +641,7 @@ class TestToml:
             ('"record"', '"records"', "privacy unit must be one of .* got 'records'"),
             ('"record"', '["record"]', "privacy unit must be one of"),
             ('unit = "record"', "", "privacy unit must be one of .* got None"),
+            ('"record"', '"client"', "unknown .*sampling_rate.*: .* knows which clients take part"),
             ("delta = 1e-6", "", "delta"),
             ("delta = 1e-6", "delta = 1e-6\ndetla = 1", "detla"),
             ("delta = 1e-6", "delta = 2", "delta must be in"),

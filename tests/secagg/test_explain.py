@@ -21,7 +21,7 @@ ALWAYS = {
     *("degree", "corrupt_holders", "threshold", "min_survivors", "modulus_bits", "int_bound", "upload_bytes"),
     *("clip_norm", "rotation", "wrap_probability", "expected_wraps"),
 }
-NOISED = {"share_stddev", "noise_multiplier", "expected_relative_error"} | {
+NOISED = {"noise_law", "dropout_noise", "share_stddev", "noise_multiplier", "expected_relative_error"} | {
     f"ladder.{rung}" for rung in ("all_honest", "after_dropout", "minus_colluders", "guaranteed", "local_only")
 }
 EXPECTED = {"none": ALWAYS | {"epsilon"}, "client": ALWAYS | NOISED, "record": ALWAYS | NOISED | {"denominator"}}
@@ -56,6 +56,7 @@ class TestExplain:
         honest = subject.min_survivors - subject.max_colluders
         assert values["noise_multiplier"] == pytest.approx(deviation * math.sqrt(honest) / subject.encoder.int_bound)
         assert values["expected_relative_error"] == subject.relative_error
+        assert values["noise_law"] == subject.noise_law == "skellam"
         ladder = subject.ladder()
         assert ladder is not None
         assert {name: value for name, value in values.items() if name.startswith("ladder.")} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import sqlite3
@@ -62,6 +63,19 @@ def opened(path: Path) -> History:
         return history.history
     finally:
         history.close()
+
+
+@given(record_lists=st.lists(st.lists(RECORDS, max_size=6), max_size=4))
+def test_histories_of_one_simulation_share_groups_and_nothing_else(record_lists: list[list[Record]]) -> None:
+    groups: dict[frozenset[ClientId], frozenset[ClientId]] = {}
+    seen: dict[frozenset[ClientId], int] = {}
+    for records in record_lists:
+        memory = MemoryHistory(groups=groups)
+        for record in records:
+            memory.append(copy.deepcopy(record))
+        assert memory.history == History.of(records)
+        for kept in (group for sets in memory.history.signed.values() for group in sets):
+            assert seen.setdefault(kept, id(groups[kept])) == id(kept)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

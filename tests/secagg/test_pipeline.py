@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dp import secure_random, to_ring
 from dp.rotation import Rotation
 from dp.samplers import RandomBytes
+from protocols import ClientId
 from secagg import AggregationConfig, ClientLevel, NoPrivacy, RecordLevel, UnsafeUpdateError
 from secagg.pipeline import finish, prepare
 
@@ -301,6 +302,53 @@ class TestNoisedIntegers:
         noised = mechanism.privatize(np.zeros(3, np.int64), rand=rand())
         with pytest.raises(UnsafeUpdateError, match="another mechanism"):
             prepare(noised, receiver, rand=rand())
+
+
+class TestRemovableNoise:
+    @cached_property
+    def subject(self) -> AggregationConfig:
+        return AggregationConfig.cross_silo(
+            like={"w": np.zeros(2000)},
+            clients=6,
+            max_dropouts=2,
+            max_colluders=1,
+            privacy=ClientLevel(clip_norm=CLIP, epsilon=4.0, delta=1e-6, rounds=1),
+            dropout_noise="removable",
+        )
+
+    def round(self, survivors: int) -> tuple[np.ndarray, dict[ClientId, list[bytes]]]:
+        """The ring sum of zero updates, and the seeds of what must go."""
+        seeds = {ClientId(client): [rand()(32), rand()(32)] for client in range(1, survivors + 1)}
+        words = [prepare({"w": np.zeros(2000)}, self.subject, rand=rand(), seeds=own) for own in seeds.values()]
+        total: np.ndarray = np.sum(words, axis=0, dtype=np.uint32)
+        return total, {client: own[6 - survivors :] for client, own in seeds.items()}
+
+    @pytest.mark.parametrize("survivors", [4, 5, 6])
+    def test_every_accepted_sum_has_the_noise_that_is_accounted(self, survivors: int) -> None:
+        words, removed = self.round(survivors)
+        there = range(1, survivors + 1)
+        given = removed if survivors > 4 else {}
+        mean = finish(words, self.subject, survivors=there, removed=given).mean["w"]
+        expected = self.subject.noise_stddev(survivors) / survivors
+        assert float(np.std(mean)) == pytest.approx(expected, rel=5 / math.sqrt(2 * 2000))
+        assert self.subject.noise_stddev(survivors) <= self.subject.noise_stddev(4) * (1 + 1e-9)
+
+    def test_seeds_of_all_survivors_are_needed(self) -> None:
+        words, removed = self.round(6)
+        for wrong in ({}, {client: seeds for client, seeds in removed.items() if client != 3}):
+            with pytest.raises(ValueError, match="noise must be removed of 6 survivors"):
+                finish(words, self.subject, survivors=range(1, 7), removed=wrong)
+        fewer = {client: seeds[1:] for client, seeds in removed.items()}
+        with pytest.raises(ValueError, match="6 survivors leave 2 superfluous components each"):
+            finish(words, self.subject, survivors=range(1, 7), removed=fewer)
+
+    def test_nothing_is_contributed_without_the_rounds_seeds(self) -> None:
+        with pytest.raises(ValueError, match="seeds must be 2, one for each removable component, got 0"):
+            prepare({"w": np.zeros(2000)}, self.subject, rand=rand())
+        assert self.subject.mechanism is not None
+        noised = self.subject.mechanism.privatize(np.zeros(2000, np.int64), rand=rand(), seeds=[bytes(32)] * 2)
+        with pytest.raises(UnsafeUpdateError, match="integers cannot bring theirs"):
+            prepare(noised, self.subject, rand=rand(), seeds=[bytes(32)] * 2)
 
 
 class TestUnsafeUpdates:

@@ -34,7 +34,7 @@ from secagg import (
 
 from .parties import SERVER_PHASES, fates
 
-UNITS = ("none 32", "none 16", "none 21", "none 12", "client", "record")
+UNITS = ("none 32", "none 16", "none 21", "none 12", "client", "gaussian", "removable", "record")
 ADVERTISE, SHARE, MASKED, CHECK, UNMASK = SERVER_PHASES
 
 
@@ -44,6 +44,8 @@ def config(unit: str, clients: int, dropouts: int, colluders: int, length: int, 
     units: dict[str, NoPrivacy | ClientLevel | RecordLevel] = {
         "none": NoPrivacy(clip_norm=2.0),
         "client": ClientLevel(clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds),
+        "gaussian": ClientLevel(clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds),
+        "removable": ClientLevel(clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds),
         "record": RecordLevel(
             clip_norm=2.0, epsilon=4.0, delta=1e-6, rounds=rounds, sampling_rate=0.5, records=5 * clients
         ),
@@ -51,7 +53,19 @@ def config(unit: str, clients: int, dropouts: int, colluders: int, length: int, 
     return AggregationConfig.cross_silo(
         like={"w": np.zeros(length)}, clients=clients, max_dropouts=dropouts, max_colluders=colluders,
         privacy=units[kind], modulus_bits=int(bits or 32),
+        noise_law="discrete_gaussian" if kind == "gaussian" else "skellam",
+        dropout_noise="removable" if kind == "removable" and dropouts else "worst_case",
     )  # fmt: skip
+
+
+def test_clients_have_one_copy_of_what_grows_with_their_number() -> None:
+    simulation = Simulation(config("none 32", 6, 1, 1, 9), clients=range(1, 7))
+    simulation.round({client: {"w": np.full(9, 0.1)} for client in range(1, 7)}, drop=[2])
+    clients = simulation._clients
+    groups = [group for one in clients.values() for sets in one._history.history.signed.values() for group in sets]
+    assert len(groups) == 5
+    assert all(group is groups[0] for group in groups)
+    assert [one for one in clients.values() if one.prepared is not None] == []
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ class TestEveryPatternOfSilence:
         np.testing.assert_allclose(result.mean["w"], np.mean(clipped, axis=0), atol=step + room, rtol=0)
 
     @settings(max_examples=25)
-    @given(plan=plans(units=("client", "record")))
+    @given(plan=plans(units=("client", "gaussian", "removable", "record")))
     def test_ledgers_tell_what_happened(self, plan: Plan) -> None:
         with tempfile.TemporaryDirectory() as folder:
             simulation = Simulation(plan.config, clients=plan.clients, ledger_directory=folder)

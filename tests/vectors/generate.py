@@ -1,4 +1,4 @@
-"""Writes `pairwise/*.json`: whole rounds as scripts, and single things that must be refused.
+"""Writes `pairwise/*.json` and `one_shot/*.json`: whole rounds as scripts, and single things that must be refused.
 
 `python -m tests.vectors.generate [directory]`. The output depends on nothing but the code: all randomness is SHAKE-256
 of a name, and Ed25519 is deterministic. README.md, next to this file, describes the format.
@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from protocols import ClientId
+from protocols.pairwise.removable import links
+from protocols.pairwise.removable import seeds as component_seeds
 from protocols.pairwise.sealed import Sealed
 from protocols.primitives import keys
 from protocols.roster import bundle_root
 from protocols.wire import AdvertiseKeys, ShareKeys, decode, decode_signed
 
+from . import one_shot_rounds
 from .live import Case, Played, Script, Tape, config_of, play, roster_of
 from .refused import (
     Forger,
@@ -90,7 +93,11 @@ def make_round(
             "model": digests["model"],
             "binding": digests["binding"],
         },
-        "policy": {"min_survivors": config["min_survivors"], "corrupt_holders": config["corrupt_holders"]},
+        "policy": {
+            "min_survivors": config["min_survivors"],
+            "corrupt_holders": config["corrupt_holders"],
+            "suite": config.get("suite", keys.CLASSICAL.number),
+        },
         "serials": {str(client): (serials or {}).get(client, 1) for client in clients},
         "rand": {str(client): tapes[client].hex() for client in clients},
         **({"kem": {str(c): stream(f"{name}/kem", c).hex() for c in clients}} if "suite" in config else {}),
@@ -107,6 +114,9 @@ def make_round(
         script["survivors"] = sorted(played.result.survivors)
         script["result"] = played.result.vector.tolist()
         script["transcript"] = played.result.transcript.hex()
+        if played.result.removed:
+            removed = sorted(played.result.removed.items())
+            script["removed"] = {str(client): [seed.hex() for seed in seeds] for client, seeds in removed}
     if played.error is not None:
         script |= {"success": False, "error": type(played.error).__name__, "phase": played.error.phase}
     return script
@@ -121,13 +131,15 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     for tape in private.values():
         tape(32)  # fresh
     seeds = {client: tape(32) for client, tape in private.items()}
+    removable = rules.config.removable
     holders = {client: rules.graph.holders(client) for client in rules.bundles}
     pairs = [(a, b) for a in holders for b in holders[a] if a != b]
 
     sealed = {}
     for message in played.messages if rules.suite.ciphertext_bytes else []:
         if message["kind"] == "ShareKeys":
-            frame = decode_signed(bytes.fromhex(message["bytes"]), ShareKeys, suite=rules.suite, limit=rules.limit)
+            data = bytes.fromhex(message["bytes"])
+            frame = decode_signed(data, ShareKeys, suite=rules.suite, removable=removable, limit=rules.limit)
             sender = ClientId(message["from"])
             peers = (peer for peer in holders[sender] if peer != sender)
             sealed |= {(sender, peer): one for peer, one in zip(peers, frame.message.sealed, strict=True)}
@@ -135,7 +147,8 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
     def channel(sender: ClientId, receiver: ClientId) -> bytes:
         secret = channel_keys[sender].agree(rules.bundles[receiver].channel_key)
         if sealed:
-            secret += channel_keys[receiver].decapsulate(Sealed.of(sealed[sender, receiver], rules.suite).ciphertext)
+            box = Sealed.of(sealed[sender, receiver], rules.suite, removable)
+            secret += channel_keys[receiver].decapsulate(box.ciphertext)
         return rules.channel_key(secret, sender, receiver)
 
     def pair_mask(one: ClientId, other: ClientId) -> bytes:
@@ -160,6 +173,13 @@ def derived(script: Script, played: Played) -> tuple[dict[str, Any], dict[str, A
         "self_mask": {str(c): rules.self_mask_seed(c, seed).hex() for c, seed in seeds.items()},
         "self_seed_commitment": {str(c): rules.seed_commitment(c, seed).hex() for c, seed in seeds.items()},
     }
+    if removable:
+        chains = {client: links(rules, client, tape(32)) for client, tape in private.items()}
+        secret_keys["removable_seed"] = {
+            f"{client},{k}": seed.hex()
+            for client, chain in chains.items()
+            for k, seed in enumerate(component_seeds(rules, client, chain), 1)
+        }
     public = {name: digest.hex() for name, digest in digests.items()}
     return {**public, "holders": {str(c): list(there) for c, there in holders.items()}}, secret_keys
 
@@ -245,6 +265,20 @@ def rounds() -> dict[str, Script]:
             modulus_bits=16,
             suite=2,
         ),
+        "complete_n5_removable": make_round(
+            "complete_n5_removable",
+            "Two removable components; one dropout after ShareKeys, one after MaskedInput: only the second one goes.",
+            clients=[1, 2, 3, 4, 5],
+            silent={2: 2, 4: 3},
+            largest=2**32 - 1,
+            threshold=3,
+            min_survivors=3,
+            degree=4,
+            corrupt_holders=0,
+            length=3,
+            modulus_bits=32,
+            removable=2,
+        ),
         "ring_degree4": ring_round(),
         "bad_round_too_few_signatures": make_round(
             "bad_round_too_few_signatures",
@@ -297,11 +331,13 @@ def text_of(content: Script) -> str:
     return "{\n " + ",\n ".join(f"{json.dumps(key)}: {rows(value)}" for key, value in content.items()) + "\n}\n"
 
 
-def main(directory: Path = DIRECTORY) -> None:
+def main(directory: Path = DIRECTORY.parent) -> None:
     """Writes every file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in files().items():
-        (directory / f"{name}.json").write_text(text_of(content))
+    written = {DIRECTORY.name: files(), one_shot_rounds.DIRECTORY.name: one_shot_rounds.files(stream)}
+    for protocol, contents in written.items():
+        (directory / protocol).mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (directory / protocol / f"{name}.json").write_text(text_of(content))
 
 
 if __name__ == "__main__":

@@ -267,6 +267,7 @@ def bad_policy(forger: Forger) -> Iterator[Case]:
     }
     yield {"comment": "floor of survivors", **start, "policy": {"min_survivors": 4}, **refused}
     yield {"comment": "floor of corrupt holders", **start, "policy": {"corrupt_holders": 1}, **refused}
+    yield {"comment": "floor of the suite", **start, "policy": {"suite": 2}, **refused}
 
     def case(kind: type[Message], comment: str, history: Mapping[str, Any]) -> Case:
         frame = forger.frame(kind, receiver=VICTIM)
@@ -402,6 +403,8 @@ def bad_configs(forger: Forger) -> Iterator[Case]:
         ("no coordinates", {"length": 0}),
         ("too many coordinates", {"length": 2**31 + 1}),
         ("a lane width that does not exist", {"modulus_bits": 24}),
+        ("another number of removable components", {"removable": 1}),
+        ("removable components on a ring", {"degree": 2, "corrupt_holders": 1, "min_survivors": 4, "removable": 1}),
     ]
     for comment, changes in complete:
         yield {"comment": comment, "round": forger.name, "config": changes, "error": "ValueError"}
