@@ -94,7 +94,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def examine(folder: Path) -> list[Finding]:
     """All findings, for programs that are started in `folder`."""
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _versions, lambda: _shadows(folder), _key_agreement, _cipher, _torch, _data, _sqlite,
+        _versions, lambda: _shadows(folder), _key_agreement, _cipher, _torch, _data, _sqlite, _postgres,
     )  # fmt: skip
     return [finding for look in looks for finding in look()]
 
@@ -194,6 +194,20 @@ def _sqlite() -> Iterator[Finding]:
         yield Finding(name="ledger on disk", status=PROBLEM, value=str(error), advice="ledgers need a writable disk")
         return
     yield Finding(name="ledger on disk", status=OK, value=f"written and read again, SQLite {sqlite3.sqlite_version}")
+
+
+def _postgres() -> Iterator[Finding]:
+    """Whether the driver for shared ledgers finds its library."""
+    if importlib.util.find_spec("psycopg") is None:
+        return
+    try:
+        import psycopg
+    except ImportError as error:
+        advice = "pip install 'secagg[postgres]'"
+        yield Finding(name="PostgreSQL", status=NOTE, value=str(error).splitlines()[0], advice=advice)
+        return
+    library = psycopg.pq.version()
+    yield Finding(name="PostgreSQL", status=OK, value=f"libpq {library // 10_000}.{library % 10_000}")
 
 
 def _timed(call: Callable[[], object]) -> float:
