@@ -183,7 +183,10 @@ class Client:
         return self._run(lambda: session.contribute(words))
 
     def prepare(self, update: Update) -> UInt32Vector:
-        """The vector that `contribute` masks, with fresh rounding and noise at every call."""
+        """The vector that `contribute` masks, with fresh rounding and noise at every call.
+
+        Removable components are the round's own and do not change: two such vectors differ by less noise than one has.
+        """
         seeds = self._live().removable_seeds if self.config.removable else ()
         return prepare(update, self.config, rand=secure_random(), client=self.client_id, seeds=seeds, seed=self._seed)
 

@@ -53,8 +53,9 @@ class OneShotConfig:
         cohort: n, the largest number of clients whose vectors are summed.
         committee: ids of the members on the roster, increasing; member i of them is holder slot i of every key.
         threshold: t, how many members must answer to open the sum.
-        min_survivors: the smallest number of clients whose sum may be revealed. Masks of fewer than two honest clients
-            hide nothing, whatever the lattice.
+        min_survivors: the smallest number of clients whose sum may be revealed, at least c + 2. Masks of fewer than two
+            honest clients hide nothing, whatever the lattice. Corrupt members are on the roster and can contribute too;
+            clients that may collude beside them must be added by whoever chooses this number.
         corrupt_holders: c, how many members may collude with the server; 3t > 2m + c.
         length: d, coordinates of a vector.
         modulus_bits: b, bits of a coordinate; the sum is exact modulo 2^b. A masked coordinate has 32 bits, of which
@@ -97,8 +98,11 @@ class OneShotConfig:
                 f"threshold must be from {least} to {holders} for {holders} members with {self.corrupt_holders} "
                 f"corrupt, got {self.threshold}"
             )
-        if not 2 <= self.min_survivors <= self.cohort:
-            raise ValueError(f"min_survivors must be from 2 to cohort = {self.cohort}, got {self.min_survivors}")
+        if not self.corrupt_holders + 2 <= self.min_survivors <= self.cohort:
+            raise ValueError(
+                f"min_survivors must be from corrupt_holders + 2 = {self.corrupt_holders + 2} to cohort = "
+                f"{self.cohort}, got {self.min_survivors}: corrupt members can contribute too"
+            )
         if not 1 <= self.length <= MAX_LENGTH:
             raise ValueError(f"length must be from 1 to {MAX_LENGTH}, got {self.length}")
         most = ring_mask.MODULUS_BITS - least_noise_bits(self.cohort)

@@ -350,8 +350,12 @@ CATALOGUE = (
         number=20,
         attack="Few honest clients among many sybils: the server subtracts what its own clients sent",
         defence="A client's own floors, for survivors and for tolerated colluders; noise is calibrated to the "
-        "survivors without the colluders, and refused if that leaves fewer than two",
+        "survivors without the colluders, and refused if that leaves fewer than two. A one-shot floor counts corrupt "
+        "members as contributors",
         tests=(
+            "one_shot/test_corrupt_contributors.py::test_the_floor_leaves_two_honest_contributors",
+            "one_shot/test_corrupt_contributors.py::"
+            "test_members_that_contribute_read_a_client_that_is_left_alone_with_them",
             f"{LIMITS}::TestSybils::test_all_others_together_see_the_last_one",
             f"{LIMITS}::TestSybils::test_a_client_that_fears_them_refuses_the_round",
             f"{LIMITS}::TestSybils::test_noise_is_not_promised_beyond_the_colluders_it_was_made_for",

@@ -88,10 +88,10 @@ class TestErasure:
         assert secrets_in([session], source.drawn, [source]) == []
 
     def test_errors_and_events_carry_no_secrets(self) -> None:
-        flips = {(ClientId(party), False, 0): Fault(flipped_bit=500) for party in (1, 2, 101)}
+        flips = {(ClientId(party), False, 0): Fault(flipped_bit=500) for party in (1, 101)}
         game, rand = watched_round(FaultyNetwork(flips))
         game.play()
-        assert set(game.errors) == {1, 2, 101}
+        assert set(game.errors) == {1, 101}
         secrets = [one for source in rand.values() for one in source.drawn]
         for error in game.errors.values():
             text = str(error) + repr(error.args)

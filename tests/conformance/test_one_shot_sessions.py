@@ -39,11 +39,12 @@ def rounds(draw: st.DrawFn) -> tuple[OneShotConfig, dict[ClientId, Vector]]:
     """Any small round: sizes, thresholds, floors, widths, suites; and its vectors, extremes included."""
     cohort, holders = draw(st.integers(2, 5)), draw(st.integers(3, 6))
     bits = draw(st.integers(1, 32 - least_noise_bits(cohort)))
+    corrupt = draw(st.integers(0, min(holders - 1, cohort - 2)))
     config = round_config(
         cohort,
         committee=members(holders),
-        corrupt_holders=draw(st.integers(0, holders - 1)),
-        min_survivors=draw(st.integers(2, cohort)),
+        corrupt_holders=corrupt,
+        min_survivors=draw(st.integers(corrupt + 2, cohort)),
         length=LENGTH,
         modulus_bits=bits,
         suite=draw(st.sampled_from([1, 1, 2])),

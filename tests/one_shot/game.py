@@ -60,7 +60,7 @@ def round_config(
     *,
     committee: tuple[ClientId, ...] = members(5),
     threshold: int | None = None,
-    min_survivors: int = 2,
+    min_survivors: int | None = None,
     corrupt_holders: int = 1,
     length: int = 5,
     modulus_bits: int = 22,
@@ -69,13 +69,13 @@ def round_config(
     round_id: bytes | None = None,
     suite: int = 1,
 ) -> OneShotConfig:
-    """A valid configuration with the smallest threshold, unless told otherwise."""
+    """A valid configuration with the smallest threshold and floor, unless told otherwise."""
     return OneShotConfig(
         round_id=round_id or os.urandom(32),
         cohort=cohort,
         committee=committee,
         threshold=threshold or least_threshold(members=len(committee), corrupt=corrupt_holders),
-        min_survivors=min_survivors,
+        min_survivors=corrupt_holders + 2 if min_survivors is None else min_survivors,
         corrupt_holders=corrupt_holders,
         length=length,
         modulus_bits=modulus_bits,

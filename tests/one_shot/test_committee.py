@@ -126,6 +126,6 @@ class TestLimits:
 
     def test_the_server_s_grow_with_nothing_but_the_committee(self) -> None:
         """A client or member cannot make the server parse more because the cohort is large."""
-        small, large = (Game(round_config(n), random_vectors(n), network=silencing()) for n in (2, 40))
+        small, large = (Game(round_config(n), random_vectors(n), network=silencing()) for n in (3, 40))
         for kind in (MemberKeys, Contribution, PartialSum, Committee):
             assert small.server._rules.limits[kind] == large.server._rules.limits[kind]

@@ -55,7 +55,7 @@ class TestExactness:
     )
     @settings(max_examples=40)
     def test_everybody_arrives(self, cohort: int, holders: int, data: st.DataObject, length: int, seed: int) -> None:
-        corrupt = data.draw(st.integers(0, holders - 1))
+        corrupt = data.draw(st.integers(0, min(holders - 1, cohort - 2)))
         bits = data.draw(st.integers(1, 32 - least_noise_bits(cohort)))
         config = round_config(
             cohort, committee=members(holders), corrupt_holders=corrupt, length=length, modulus_bits=bits

@@ -189,7 +189,7 @@ class TestRealMessages:
     @pytest.mark.parametrize("first_view", [*product([True, False], repeat=3)])
     def test_never_t_answers_for_both_views(self, first_view: tuple[bool, ...]) -> None:
         """Five members, two corrupt, t = 5; every split of the honest three."""
-        game = Game(round_config(4, corrupt_holders=2), random_vectors(4))
+        game = Game(round_config(5, corrupt_holders=2), random_vectors(5))
         assert game.config.threshold == 5
         answers = fork(game, 2, first_view)
         assert [len(view) for view in answers] == [2 + sum(first_view), 5 - sum(first_view)]
@@ -198,10 +198,10 @@ class TestRealMessages:
     def test_one_less_gives_the_vector_away(self) -> None:
         """No configuration can be made with it; forced on everybody, the attack reads the victim's vector."""
         with pytest.raises(ValueError, match="threshold must be from 5"):
-            round_config(4, corrupt_holders=2, threshold=3)
-        config = round_config(4, corrupt_holders=2)
+            round_config(5, corrupt_holders=2, threshold=3)
+        config = round_config(5, corrupt_holders=2)
         object.__setattr__(config, "threshold", 3)
-        game = Game(config, random_vectors(4))
+        game = Game(config, random_vectors(5))
         answers = fork(game, 2, (True, False, False))
         sums = [key_shares.reconstruct(list(view), list(view.values()), threshold=3)[0] for view in answers]
         frame = game.parse(game.sent_by(VICTIM)[0])

@@ -124,6 +124,7 @@ def bad_configs(forger: Forger) -> Iterator[Case]:
         ("all members corrupt", {"corrupt_holders": 3}),
         ("a floor of one client", {"min_survivors": 1}),
         ("a floor above the cohort", {"min_survivors": 4}),
+        ("a floor that one honest client and corrupt members reach", {"corrupt_holders": 1, "min_survivors": 2}),
         ("no coordinates", {"length": 0}),
         ("too many coordinates", {"length": 2**31 + 1}),
         ("no bits", {"modulus_bits": 0}),
