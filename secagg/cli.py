@@ -88,11 +88,13 @@ def _parser() -> argparse.ArgumentParser:
 
     from .attack_command import add_attack_command
     from .audit_command import add_audit_command
+    from .doctor_command import add_doctor_command
     from .ledger_command import add_ledger_command
 
     add_attack_command(commands)
     add_ledger_command(commands)
     add_audit_command(commands)
+    add_doctor_command(commands)
     return parser
 
 

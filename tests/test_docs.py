@@ -13,7 +13,9 @@ import pytest
 from protocols.session import CLIENT_TRANSITIONS, SERVER_TRANSITIONS, TransitionTable
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/flower.md")
+GUIDES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", *GUIDES)
+RUN_ELSEWHERE = {"docs/flower.md"}  # its code runs in an app: tests/flower
 PYTHON_BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 
 
@@ -41,18 +43,31 @@ def test_phase_diagram_is_drawn_from_the_tables() -> None:
     assert text[start:end] == phase_diagram()
 
 
-def test_readme_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["README.md", *sorted(set(GUIDES) - RUN_ELSEWHERE)])
+def test_code_runs_as_printed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks run in order in one namespace, as a reader would; a `text` block right after one is its output."""
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "readme"}
-    blocks = PYTHON_BLOCK.findall((ROOT / "README.md").read_text())
-    assert blocks
-    for code, expected in blocks:
+    namespace: dict[str, object] = {"__name__": name}
+    differences = []
+
+    def run(block: re.Match[str]) -> str:
+        code, expected = block.groups()
         printed = StringIO()
         with redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), namespace)
-        if expected:
-            assert printed.getvalue().strip() == expected.strip()
+            exec(compile(code, name, "exec"), namespace)
+        if expected is None:
+            return block[0]
+        if printed.getvalue().strip() != expected.strip():
+            differences.append((expected, printed.getvalue()))
+        return f"```python\n{code}```\n```text\n{printed.getvalue().rstrip()}\n```"
+
+    text = (ROOT / name).read_text()
+    updated, blocks = PYTHON_BLOCK.subn(run, text)
+    assert blocks
+    if os.environ.get("UPDATE_DOCS"):
+        (ROOT / name).write_text(updated)
+    else:
+        assert differences == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

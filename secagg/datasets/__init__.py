@@ -6,6 +6,8 @@ Hospitals (`load_thyroid`, `load_health_insurance`, `load_breast_cancer`), intru
 
 from .core import Dataset, DatasetError, dirichlet_partition, load_digits, split
 from .real import (
+    INTRUSIONS,
+    installed,
     load_breast_cancer,
     load_health_insurance,
     load_intrusion,
@@ -15,9 +17,11 @@ from .real import (
 )
 
 __all__ = [
+    "INTRUSIONS",
     "Dataset",
     "DatasetError",
     "dirichlet_partition",
+    "installed",
     "load_breast_cancer",
     "load_digits",
     "load_health_insurance",

