@@ -107,6 +107,20 @@ class TestEpsilon:
                 integers = config.encoder.encode(vector, rand=rand)
                 assert sum(q * q for q in integers.tolist()) <= config.mechanism.int_bound**2
 
+    def test_the_neighbour_is_a_client_that_sends_nothing_not_one_that_votes_for_a_zero_update(self) -> None:
+        """The vote of a zero update stands opposite to that of a long one: together they are further apart."""
+        config = silo(unit(epsilon=1.0), length=300)
+        assert config.mechanism is not None
+
+        def integers(size: float) -> np.ndarray:
+            vector = _with_riders(Contribution(update={"w": np.full(300, size)}), config, None)
+            return config.encoder.encode(vector, rand=b"\0".__mul__)
+
+        bound = config.mechanism.int_bound**2
+        assert sum(q * q for q in integers(9.0).tolist()) <= bound
+        assert sum(q * q for q in (integers(9.0) - integers(0.0)).tolist()) > bound
+        assert "whole contribution is replaced by zero" in config.privacy.adjacency
+
 
 class TestTracking:
     @pytest.mark.parametrize(("quantile", "initial"), [(0.5, 30.0), (0.5, 0.03), (0.8, 1.0)])

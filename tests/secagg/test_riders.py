@@ -217,6 +217,13 @@ class TestRefusals:
             PrivateWeights(largest=largest)
 
 
+def test_the_statement_names_public_weights_as_not_hidden() -> None:
+    line = "the public weight of every client"
+    weights = dict.fromkeys(range(5), 1.0)
+    assert line in secagg.statement(silo(CLIENT, weights=weights)).partition("Not hidden")[2]
+    assert line not in secagg.statement(silo(CLIENT, weights=PRIVATE))
+
+
 def test_the_statement_names_what_rides() -> None:
     text = secagg.statement(silo(CLIENT, weights=PRIVATE, metrics=RANGES))
     assert "sums of weights, loss, accuracy: they ride in the same vector" in text
