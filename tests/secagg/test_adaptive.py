@@ -150,6 +150,13 @@ class TestTracking:
         assert np.mean(fractions) == pytest.approx(5 / 8, abs=5 * config.count_stddev / math.sqrt(300))
         assert np.std(fractions) == pytest.approx(config.count_stddev, rel=0.2)
 
+    def test_noise_that_is_taken_out_is_not_in_the_stated_deviation(self) -> None:
+        arguments = {"like": {"w": np.zeros(20)}, "clients": 8, "max_dropouts": 3, "max_colluders": 0}
+        config = AggregationConfig.cross_silo(**arguments, privacy=unit(epsilon=4.0), dropout_noise="removable")
+        assert config.count_stddev is not None
+        mean = config.noise_stddev(8) / 8 / config.encoder.clip_norm  # what `finish` leaves in, over int_bound
+        assert config.count_stddev == pytest.approx(mean / (2 * config.indicator), rel=1e-12)
+
     def test_rounding_and_riders_take_nothing_from_clip_or_indicator(self) -> None:
         """Coarse integers, weights and metrics: still the clip is clip_norm and the fraction is the fraction."""
         config = AggregationConfig.cross_silo(
@@ -238,6 +245,9 @@ class TestParties:
         with pytest.raises(InconsistentViewError, match="compare config digests"):
             parties.clients[1].begin(invitation, clip_norm=1.1)
         parties.clients[1].begin(invitation, clip_norm=1.0)
+        with pytest.raises(InconsistentViewError):
+            parties.clients[1].begin(invitation, clip_norm=1.1)
+        assert parties.clients[1].config.clip_norm == 1.0  # the round that is open is scaled as it was agreed
 
     @pytest.mark.parametrize("clip_norm", [1e-9, 1e9, 0.0, -1.0, math.nan, math.inf])
     def test_a_norm_that_nothing_honest_leads_to_is_refused(self, clip_norm: float) -> None:
