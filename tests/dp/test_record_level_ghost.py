@@ -317,6 +317,23 @@ def test_a_forward_pass_without_backward_is_forgotten():
     np.testing.assert_allclose(once, clipped_sum(module, optimizer, criterion, features, labels), atol=1e-6)
 
 
+def test_a_weight_used_outside_its_layer_is_refused():
+    """Autograd sums such a use up, and no layer norms it: a record came out three times longer than its clip."""
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.out = nn.Linear(4, 6, bias=False), nn.Linear(6, 4)
+
+        def forward(self, features):
+            return nn.functional.linear(self.out(torch.tanh(self.read(features))), self.read.weight)
+
+    torch.manual_seed(0)
+    module, optimizer, criterion = private(Behind(), rows=1)
+    with pytest.raises(UnsafeUpdateError, match=r"read\.weight enters the outputs 2 times"):
+        clipped_sum(module, optimizer, criterion, 100 * torch.randn(1, 4), torch.tensor([2]))
+
+
 def test_a_layer_used_twice_is_refused():
     class Twice(nn.Module):
         def __init__(self) -> None:
