@@ -334,6 +334,24 @@ def test_a_weight_used_outside_its_layer_is_refused():
         clipped_sum(module, optimizer, criterion, 100 * torch.randn(1, 4), torch.tensor([2]))
 
 
+@pytest.mark.parametrize("build", [private, exact_pair], ids=["sum", "exact"])
+def test_a_layer_whose_rows_are_no_records_is_refused(build):
+    """Each of its rows was clipped on its own: a record of six rows moved the sum by far more than the bound."""
+
+    class Flattened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, features):
+            count, places, width = features.shape
+            return self.layer(features.reshape(count * places, width)).reshape(count, places, -1).mean(1)
+
+    module = build(Flattened(), rows=2)[0]
+    with pytest.raises(UnsafeUpdateError, match=r"shape \(12, 4\) in a batch of 2 rows"):
+        module(100 * torch.randn(1, 6, 4))
+
+
 def test_a_layer_used_twice_is_refused():
     class Twice(nn.Module):
         def __init__(self) -> None:
