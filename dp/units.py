@@ -55,7 +55,9 @@ class ClientLevel:
     rounds: int
 
     unit: ClassVar[str] = "client"
-    adjacency: ClassVar[str] = "one client's update is replaced by zero; the set of participating clients is public"
+    adjacency: ClassVar[str] = (
+        "one client's whole contribution is replaced by zero; the set of participating clients is public"
+    )
 
     def __new__(cls, **arguments: object) -> Self:
         """Refuses a sampling rate with the reason, not as one more unknown name."""

@@ -17,6 +17,7 @@ Rules:
 - A bound is a lower bound: passing is no proof. That is what the accounting is for.
 - `path` is what a client runs; defects of `audit_defects` replace it and must fail, or the audit is worth nothing.
 - One round is tested. That rounds compose is proved and accounted, not sampled.
+- Updates are tested alone: weights, metrics and votes on the clip norm ride in the same vector and are left out.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def noise_of(config: AggregationConfig) -> DistributedNoise:
     """The mechanism under audit.
 
     Raises:
-        ValueError: the configuration has none, or its noise is removable.
+        ValueError: the configuration has none, its noise is removable, or its clients round sums.
     """
     if config.mechanism is None:
         raise ValueError("there is no epsilon to audit: the configuration has no privacy")
@@ -188,6 +189,11 @@ def noise_of(config: AggregationConfig) -> DistributedNoise:
         raise ValueError(
             "the audit plays the worst accepted round, of which nothing is removed: audit the same configuration with "
             'dropout_noise="worst_case"'
+        )
+    if isinstance(config.privacy, RecordLevel) and config.privacy.rounding != "exact":
+        raise ValueError(
+            "the audit rounds every record on its own, which is not what these clients run: audit the same "
+            'configuration with rounding="exact"'
         )
     return config.mechanism
 

@@ -106,6 +106,7 @@ def write_audit_report(
             title="What this does not show",
             text="- Bounds are lower bounds: a small one is no proof of privacy. The proof is the accounting.\n"
             "- One round was tested. That rounds add up is computed, not sampled.\n"
+            "- Weights, metrics and votes on the clip norm were left out: updates alone were tested.\n"
             "- Masks were tested for exact sums alone; that they hide is a matter of the protocol and its own tests.\n"
             "- Whoever runs other code than this, or lies about it, is not covered.",
         )

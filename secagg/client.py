@@ -122,19 +122,20 @@ class Client:
                 clip norm.
             MalformedMessageError: the bytes are not an invitation.
         """
+        config = self.config  # the present round keeps its own until this one is accepted
         if clip_norm is not None:
             try:
-                self.config = self.config.with_clip_norm(clip_norm)
+                config = config.with_clip_norm(clip_norm)
             except ValueError as error:
                 raise PolicyRefusal(str(error), client_id=self.client_id) from None
-        message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
-        if message.model != (model if isinstance(model, bytes) else self.config.layout.model_digest(model)):
+        message = decode(invitation, Invitation, limit=message_limit(config.clients))
+        if message.model != (model if isinstance(model, bytes) else config.layout.model_digest(model)):
             raise InconsistentViewError("the server opens the round on another model than this client has")
         if self._inspect is not None and model is not None:
             if isinstance(model, bytes):
                 raise ValueError("a client that inspects models needs the arrays, not their digest")
             self._inspect(model)
-        round_config = self.config.round_config(round_id=message.round_id, model=message.model)
+        round_config = config.round_config(round_id=message.round_id, model=message.model)
         if message.context != round_context(round_config, self._roster):
             raise InconsistentViewError(
                 "the server's configuration or roster is not this client's: compare config digests"
@@ -144,18 +145,19 @@ class Client:
             self.client_id,
             identity=self._identity,
             roster=self._roster,
-            policy=self.config.policy(),
+            policy=config.policy(),
             history=self._history.history,
             keys_in_advance=keys_in_advance,
             next_keys=next_keys,
             rand=self._rand,
         )
         self.abandon()
-        if self.ledger is not None and self.config.mechanism is not None:
-            worst = self.config.mechanism.event(survivors=self.config.min_survivors)
+        self.config = config
+        if self.ledger is not None and config.mechanism is not None:
+            worst = config.mechanism.event(survivors=config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(message.round_id))
         self._session = session
-        self._seed = self.config.round_seed(round_id=message.round_id, model=message.model)
+        self._seed = config.round_seed(round_id=message.round_id, model=message.model)
         return self._run(session.start)
 
     def receive(self, data: bytes) -> list[Event]:

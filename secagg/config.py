@@ -336,7 +336,7 @@ class AggregationConfig:
         """Deviation per coordinate of the mean of a full round, over int_bound; 0 with a fixed clip norm."""
         if self.adaptive is None or self.mechanism is None:
             return 0.0
-        return math.sqrt(self.mechanism.share_variance / self.clients) / self.mechanism.int_bound
+        return math.sqrt(self.mechanism.residual_variance(self.clients) / self.clients) / self.mechanism.int_bound
 
     @property
     def min_survivors(self) -> int:

@@ -109,6 +109,10 @@ def _paid_at_home(update: object, config: AggregationConfig) -> Arrays:
             f"this client keeps epsilon {update.unit.epsilon:g} at delta {update.unit.delta:g}, agreed are "
             f"{agreed.epsilon:g} at {agreed.delta:g}"
         )
+    if update.unit.rounding != "exact" == agreed.rounding:
+        raise UnsafeUpdateError(
+            f'this client\'s steps have rounding {update.unit.rounding!r}, which rests on floats: agreed is "exact"'
+        )
     return update.arrays
 
 

@@ -147,10 +147,10 @@ class Riders:
         return public[client] / max(public.values())
 
     def positions(self, metrics: Mapping[str, Any], shape: tuple[int, ...]) -> list[FloatVector]:
-        """Each metric mapped to [-1, 1], in order.
+        """Each metric mapped to [-1, 1], in order. Of a record nan stays nan: it must not decide about the others.
 
         Raises:
-            UnsafeUpdateError: a name is missing or unknown, a value is nan or not of `shape`.
+            UnsafeUpdateError: a name is missing or unknown, values are not of `shape`, or a client's own value is nan.
         """
         names = {name for name, _, _ in self.metrics}
         if set(metrics) != names:
@@ -159,7 +159,7 @@ class Riders:
         positions = []
         for name, least, largest in self.metrics:
             values = np.asarray(metrics[name], dtype=np.float64)
-            if values.shape != shape or np.isnan(values).any():
+            if values.shape != shape or (values.ndim == 0 and np.isnan(values)):
                 raise UnsafeUpdateError(
                     f"metric {name!r} must be numbers of shape {list(shape)}, got {metrics[name]!r}"
                 )

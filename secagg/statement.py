@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from .config import AggregationConfig
 
 
-FLOAT_SUMS = (
-    'rounding "sum": float sums over a batch err by no more than is set aside for it; only rounding "exact" rests on '
-    "integers alone"
-)
+FLOAT_SUMS = 'rounding "sum": float sums over a batch err by no more than is set aside for it'
+ROWS = "a record's gradient depends on no other record of its batch, to the last bit of its floats"
 
 
 def rungs(config: AggregationConfig, *, survivors: int) -> dict[str, str]:
@@ -31,7 +29,9 @@ def rungs(config: AggregationConfig, *, survivors: int) -> dict[str, str]:
         "after_dropout": f"the server, {survivors} in the sum, no client helping",
         "minus_colluders": f"{helped}, {survivors} in the sum",
         "guaranteed": f"{helped}, {config.min_survivors} in the sum (the budgeted claim)",
-        "local_only": "the server and every other client",
+        "local_only": "the server and every other client"
+        # One with another rate or more steps a round spends the same budget along another course.
+        + (", for a client of the agreed unit" if isinstance(config.privacy, LocalRecordLevel) else ""),
     }
 
 
@@ -61,6 +61,8 @@ def statement_dict(
     riding = [*(name for name, _, _ in config.riders.metrics)]
     if isinstance(config.riders.weights, PrivateWeights):
         riding.insert(0, "weights")
+    elif config.riders.weights is not None:
+        exposed.insert(1, "the public weight of every client")
     if config.adaptive is not None:
         riding.append("votes on whether the update was clipped")
     if riding:
@@ -98,8 +100,7 @@ def statement_dict(
         assumptions.append(
             f"each client draws each of its records with the public rate {privacy.sampling_rate:g}, in secret"
         )
-        if privacy.rounding == "sum":
-            assumptions.append(FLOAT_SUMS)
+        assumptions += [ROWS, FLOAT_SUMS] if privacy.rounding == "sum" else [ROWS]
     else:
         assumptions.append("no amplification is claimed: the server knows who takes part")
     return result | {
@@ -119,8 +120,9 @@ def _local(
         "one record of any client, up to the epsilon above, with no trust in anyone: also from all the others"
     )
     hidden.append("masking adds confidentiality only: it makes that epsilon no smaller")
+    hidden.append("a client whose rate, records or steps are its own may spend that epsilon earlier, and never more")
     assumptions[:] = [
-        *([FLOAT_SUMS] if privacy.rounding == "sum" else []),
+        *([ROWS, FLOAT_SUMS] if privacy.rounding == "sum" else [ROWS]),
         "for the epsilon above nothing but the client itself: it draws its records in secret, at its public rate "
         f"({privacy.sampling_rate:g} if it is the agreed one), and adds its own noise at every local step",
         *(f"for confidentiality only: {text}" for text in assumptions),

@@ -98,6 +98,8 @@ class RowLayout:
 
     _module: Any
     training: bool
+    hooks_enabled: bool
+    _total: int
 
     def lay_out(self, rows: int) -> None:
         """Set the rows per training batch, >= 1.
@@ -141,10 +143,27 @@ class RowLayout:
                 raise UnsafeUpdateError(f"the model must return one row per record, got shape {tuple(value.shape)}")
             return value.index_select(0, places.to(value.device))
 
+        self._total = total
         outputs = self._module(
             *(place(value) for value in args), **{name: place(value) for name, value in kwargs.items()}
         )
         return map_tensors(pick, outputs)
+
+    def capture_activations_hook(self, module: nn.Module, forward_input: list[Tensor], forward_output: object) -> None:
+        """Opacus' hook, for layers that see one row per record alone: it takes every row of a layer for a record.
+
+        Raises:
+            UnsafeUpdateError: A trained layer has rows of another number.
+        """
+        if self.hooks_enabled and module.training and torch.is_grad_enabled():
+            for value in (*forward_input[:1], forward_output):
+                if isinstance(value, Tensor) and tuple(value.shape[:1]) != (self._total,):
+                    raise UnsafeUpdateError(
+                        f"{type(module).__name__} got or gave shape {tuple(value.shape)} in a batch of {self._total} "
+                        "rows: each of its rows would count as a record of its own. Keep one leading row per record "
+                        "through every trained layer"
+                    )
+        super().capture_activations_hook(module, forward_input, forward_output)  # type: ignore[misc]
 
     def state_dict(self, *args: object, **kwargs: object) -> object:
         """The state of the wrapped module, under its own keys."""

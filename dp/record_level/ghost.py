@@ -84,7 +84,7 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
     """Norms of per-record gradients and their clipped sum, from training batches of a fixed number of rows.
 
     As `FixedRows`, but gradients come from the loss that `GhostLoss` returns, and weights may be used by one layer,
-    once in a pass.
+    once in a pass, and nowhere else.
 
     Args:
         module: As for `FixedRows`.
@@ -108,8 +108,8 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
         """Call the module on the records.
 
         Raises:
-            UnsafeUpdateError: An input or output tensor does not have one row per record, a layer is used twice, or
-                PyTorch is set to compute in less than float32.
+            UnsafeUpdateError: An input or output tensor does not have one row per record, a layer is used twice,
+                a weight is used outside its layer, or PyTorch is set to compute in less than float32.
         """
         if not (self.training and torch.is_grad_enabled()):
             return self._module(*args, **kwargs)
@@ -144,7 +144,19 @@ class GhostRows(RowLayout, GradSampleModuleFastGradientClipping):  # type: ignor
             if hasattr(layer, "activations")
         }
         self._uses = [parameter._forward_counter for _, parameter in trainable_parameters(self._module)]
+        self._require_known_uses()
         return outputs
+
+    def _require_known_uses(self) -> None:
+        """The second pass sums what autograd finds, norms what layers say: both must be of the same uses."""
+        found = _edges(self._outputs)
+        for (name, parameter), uses in zip(trainable_parameters(self._module), self._uses, strict=True):
+            if found[parameter] != uses:
+                raise UnsafeUpdateError(
+                    f"parameter {name} enters the outputs {found[parameter]} times, its layer was called {uses} times: "
+                    "ghost clipping norms what passes through layers, once in a call; use it there alone, or take "
+                    'rounding="exact" with grad_sample_mode="hooks"'
+                )
 
     def capture_activations_hook(self, module: nn.Module, forward_input: list[Tensor], forward_output: Tensor) -> None:
         """Opacus' hook, which also counts the terms of every layer's float sums."""
@@ -288,6 +300,21 @@ def _features(layer: nn.Module) -> int:
             return int(layer.weight.numel())
         case _:
             return 1
+
+
+def _edges(outputs: Sequence[Tensor]) -> Counter[Tensor]:
+    """How often each leaf enters the graph of the outputs."""
+    found: Counter[Tensor] = Counter()
+    pending: set[Any] = {output.grad_fn for output in outputs}
+    seen = set(pending)
+    while pending:
+        for node, _ in pending.pop().next_functions:
+            if hasattr(node, "variable"):
+                found[node.variable] += 1
+            elif node is not None and node not in seen:
+                seen.add(node)
+                pending.add(node)
+    return found
 
 
 def _gradient(output: Tensor) -> Tensor:

@@ -295,8 +295,6 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             return
         counts = Counter(dict(self.accountant.history))
         counts[reserved] += 1
-        if set(counts) == {reserved} and counts[reserved] <= self.unit.releases:
-            return  # as calibrated
         curve = np.sum([count * _curve(event) for event, count in counts.items()], axis=0)
         if (spent := epsilon_of_rdp(curve, self.unit.delta)) > self.unit.epsilon:
             raise BudgetExceededError(

@@ -1,6 +1,7 @@
 """Ghost clipping with one rounding: the bound on one record's influence, the norms it rests on, and what it refuses."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -67,7 +68,7 @@ def unit(*, clip_norm: float = 0.5, rate: float = 1.0) -> RecordLevel:
 
 
 def private(module: nn.Module, *, rows: int = 8, clip_norm: float = 0.5, int_bound: int | None = None):
-    protected = unit(clip_norm=clip_norm)
+    protected = replace(unit(clip_norm=clip_norm), epsilon=1e25)
     dimension = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     mechanism = DistributedSkellam(
         int_bound=int_bound or 4 * least_int_bound(dimension),
@@ -316,6 +317,41 @@ def test_a_forward_pass_without_backward_is_forgotten():
     np.testing.assert_allclose(once, clipped_sum(module, optimizer, criterion, features, labels), atol=1e-6)
 
 
+def test_a_weight_used_outside_its_layer_is_refused():
+    """Autograd sums such a use up, and no layer norms it: a record came out three times longer than its clip."""
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.out = nn.Linear(4, 6, bias=False), nn.Linear(6, 4)
+
+        def forward(self, features):
+            return nn.functional.linear(self.out(torch.tanh(self.read(features))), self.read.weight)
+
+    torch.manual_seed(0)
+    module, optimizer, criterion = private(Behind(), rows=1)
+    with pytest.raises(UnsafeUpdateError, match=r"read\.weight enters the outputs 2 times"):
+        clipped_sum(module, optimizer, criterion, 100 * torch.randn(1, 4), torch.tensor([2]))
+
+
+@pytest.mark.parametrize("build", [private, exact_pair], ids=["sum", "exact"])
+def test_a_layer_whose_rows_are_no_records_is_refused(build):
+    """Each of its rows was clipped on its own: a record of six rows moved the sum by far more than the bound."""
+
+    class Flattened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, features):
+            count, places, width = features.shape
+            return self.layer(features.reshape(count * places, width)).reshape(count, places, -1).mean(1)
+
+    module = build(Flattened(), rows=2)[0]
+    with pytest.raises(UnsafeUpdateError, match=r"shape \(12, 4\) in a batch of 2 rows"):
+        module(100 * torch.randn(1, 6, 4))
+
+
 def test_a_layer_used_twice_is_refused():
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -444,7 +480,7 @@ def test_physical_batches_make_one_sum_one_rounding_and_one_event():
         return share.vector, 2
 
     whole = RecordLevel(
-        clip_norm=1.0, epsilon=8.0, delta=DELTA, rounds=20, sampling_rate=1.0, records=40, rounding="sum"
+        clip_norm=1.0, epsilon=1e25, delta=DELTA, rounds=20, sampling_rate=1.0, records=40, rounding="sum"
     )
     quiet = DistributedSkellam(
         int_bound=4096, share_variance=Fraction(1, 2**22), dimension=8, clients=4, min_survivors=2, max_colluders=0,

@@ -18,7 +18,7 @@ from dp.record_level import SecurePrivacyEngine
 from dp.record_level.optimizer import encode_rotated_rows
 from dp.rotation import Rotation
 
-UNIT = RecordLevel(clip_norm=1.0, epsilon=8.0, delta=1e-5, rounds=20, sampling_rate=1.0, records=40)
+UNIT = RecordLevel(clip_norm=1.0, epsilon=1e25, delta=1e-5, rounds=20, sampling_rate=1.0, records=40)
 MECHANISM = DistributedSkellam(
     int_bound=2000,
     share_variance=Fraction(1),

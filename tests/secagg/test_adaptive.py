@@ -107,6 +107,20 @@ class TestEpsilon:
                 integers = config.encoder.encode(vector, rand=rand)
                 assert sum(q * q for q in integers.tolist()) <= config.mechanism.int_bound**2
 
+    def test_the_neighbour_is_a_client_that_sends_nothing_not_one_that_votes_for_a_zero_update(self) -> None:
+        """The vote of a zero update stands opposite to that of a long one: together they are further apart."""
+        config = silo(unit(epsilon=1.0), length=300)
+        assert config.mechanism is not None
+
+        def integers(size: float) -> np.ndarray:
+            vector = _with_riders(Contribution(update={"w": np.full(300, size)}), config, None)
+            return config.encoder.encode(vector, rand=b"\0".__mul__)
+
+        bound = config.mechanism.int_bound**2
+        assert sum(q * q for q in integers(9.0).tolist()) <= bound
+        assert sum(q * q for q in (integers(9.0) - integers(0.0)).tolist()) > bound
+        assert "whole contribution is replaced by zero" in config.privacy.adjacency
+
 
 class TestTracking:
     @pytest.mark.parametrize(("quantile", "initial"), [(0.5, 30.0), (0.5, 0.03), (0.8, 1.0)])
@@ -135,6 +149,13 @@ class TestTracking:
         fractions = [one_round(config, updates)[1] for _ in range(300)]
         assert np.mean(fractions) == pytest.approx(5 / 8, abs=5 * config.count_stddev / math.sqrt(300))
         assert np.std(fractions) == pytest.approx(config.count_stddev, rel=0.2)
+
+    def test_noise_that_is_taken_out_is_not_in_the_stated_deviation(self) -> None:
+        arguments = {"like": {"w": np.zeros(20)}, "clients": 8, "max_dropouts": 3, "max_colluders": 0}
+        config = AggregationConfig.cross_silo(**arguments, privacy=unit(epsilon=4.0), dropout_noise="removable")
+        assert config.count_stddev is not None
+        mean = config.noise_stddev(8) / 8 / config.encoder.clip_norm  # what `finish` leaves in, over int_bound
+        assert config.count_stddev == pytest.approx(mean / (2 * config.indicator), rel=1e-12)
 
     def test_rounding_and_riders_take_nothing_from_clip_or_indicator(self) -> None:
         """Coarse integers, weights and metrics: still the clip is clip_norm and the fraction is the fraction."""
@@ -224,6 +245,9 @@ class TestParties:
         with pytest.raises(InconsistentViewError, match="compare config digests"):
             parties.clients[1].begin(invitation, clip_norm=1.1)
         parties.clients[1].begin(invitation, clip_norm=1.0)
+        with pytest.raises(InconsistentViewError):
+            parties.clients[1].begin(invitation, clip_norm=1.1)
+        assert parties.clients[1].config.clip_norm == 1.0  # the round that is open is scaled as it was agreed
 
     @pytest.mark.parametrize("clip_norm", [1e-9, 1e9, 0.0, -1.0, math.nan, math.inf])
     def test_a_norm_that_nothing_honest_leads_to_is_refused(self, clip_norm: float) -> None:

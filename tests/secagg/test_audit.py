@@ -105,6 +105,8 @@ def test_nothing_to_audit() -> None:
         audit_privacy(silo(NoPrivacy(clip_norm=1.0)))
     with pytest.raises(ValueError, match="audit the same configuration with dropout_noise"):
         audit_privacy(silo(CLIENT, dropout_noise="removable"), trials=100)
+    with pytest.raises(ValueError, match='with rounding="exact"'):  # clients would run other code than the audit
+        audit_privacy(silo(replace(RECORD, rounding="sum")), trials=100)
     with pytest.raises(ValueError, match="at least 100"):
         audit_privacy(silo(CLIENT), trials=99)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,47 @@ def test_a_client_with_other_numbers_calibrates_its_own_unit_to_the_same_budget(
     assert result.epsilon == UNIT.epsilon
     with pytest.raises(UnsafeUpdateError, match="keeps epsilon 9"):
         simulate(dict.fromkeys(range(1, 5), local_update(replace(UNIT, epsilon=9.0))), config())
+
+
+def test_a_mechanism_with_less_noise_than_the_unit_needs_ends_where_the_budget_does() -> None:
+    """However few its steps: what the update says of its budget must be so."""
+    module = nn.Linear(3, 2)
+    weak = replace(local_noise(UNIT, dimension=8), share_variance=Fraction(1))
+    _, optimizer, _ = SecurePrivacyEngine().make_private(
+        module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.5), data_loader=DataLoader(blobs(100, 0)),
+        unit=UNIT, mechanism=weak, loss_reduction="sum",
+    )  # fmt: skip
+    optimizer.start_update()
+    with pytest.raises(BudgetExceededError, match="budget is 8"):
+        optimizer.step()
+
+
+def test_what_is_said_of_a_part_of_the_rounds_is_said_of_the_agreed_unit_alone() -> None:
+    """One client may spend all in its first round, and its update is accepted."""
+    hasty = replace(UNIT, rounds=1, local_steps=3)
+    simulate({1: local_update(hasty), **{client: local_update(seed=client) for client in (2, 3, 4)}}, config())
+    facts = statement_dict(config(), rounds=1)
+    assert facts["ladder"]["local_only"] < local_epsilon(hasty, dimension=8, rounds=1)
+    text = statement(config(), rounds=1)
+    assert "the server and every other client, for a client of the agreed unit" in text
+    assert "may spend that epsilon earlier, and never more" in text
+
+
+def test_float_sums_are_refused_where_exact_rounding_was_agreed() -> None:
+    summed = replace(UNIT, rounding="sum")
+    module = nn.Linear(3, 2)
+    _, optimizer, _, _ = SecurePrivacyEngine().make_private(
+        module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.5), data_loader=DataLoader(blobs(100, 0)),
+        unit=summed, loss_reduction="sum", criterion=nn.CrossEntropyLoss(reduction="sum"), grad_sample_mode="ghost",
+    )  # fmt: skip
+    updates = []
+    for _ in range(2):
+        optimizer.start_update()
+        optimizer.step()
+        updates.append(optimizer.local_update(module))
+    with pytest.raises(UnsafeUpdateError, match="rests on floats"):
+        simulate(dict.fromkeys(range(1, 5), updates[0]), config())
+    simulate(dict.fromkeys(range(1, 5), updates[1]), config(privacy=summed))
 
 
 def test_a_ledger_is_charged_for_each_step_and_never_twice(tmp_path: Path) -> None:

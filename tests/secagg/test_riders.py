@@ -173,6 +173,18 @@ class TestRefusals:
         with pytest.raises(secagg.UnsafeUpdateError, match=words):
             prepare(given, silo(weights=PRIVATE, metrics=RANGES), rand=secure_random(), client=1)
 
+    def test_a_record_with_a_nan_metric_counts_as_absent_and_nobody_sees_a_refusal(self) -> None:
+        """A client that falls silent over one record tells the server about it, and nothing accounts for that."""
+        sure = RecordLevel(clip_norm=CLIP, epsilon=1e9, delta=1e-6, rounds=1, sampling_rate=1.0, records=5)
+        config = silo(sure, metrics={"loss": (0.0, 8.0)})
+        sums = []
+        for loss in ([2.0, math.nan], [2.0]):
+            rows = np.ones((len(loss), LENGTH))
+            given = Contribution(update={"w": rows}, metrics={"loss": loss})
+            words = prepare(given, config, rand=b"\x7f".__mul__)
+            sums.append(finish(words, config, survivors=range(5)).total)
+        np.testing.assert_array_equal(*sums)
+
     def test_a_weight_nobody_asked_for(self) -> None:
         with pytest.raises(secagg.UnsafeUpdateError, match="no private weights"):
             prepare(Contribution(update=LIKE, weight=1.0), silo(), rand=secure_random())
@@ -203,6 +215,13 @@ class TestRefusals:
     def test_caps_that_are_none(self, largest: float) -> None:
         with pytest.raises(ValueError, match="largest"):
             PrivateWeights(largest=largest)
+
+
+def test_the_statement_names_public_weights_as_not_hidden() -> None:
+    line = "the public weight of every client"
+    weights = dict.fromkeys(range(5), 1.0)
+    assert line in secagg.statement(silo(CLIENT, weights=weights)).partition("Not hidden")[2]
+    assert line not in secagg.statement(silo(CLIENT, weights=PRIVATE))
 
 
 def test_the_statement_names_what_rides() -> None:

@@ -91,6 +91,12 @@ class TestWithPrivacy:
         assert ("rate 0.125, in secret" in assumed) == (unit == "record")
         assert ("no amplification is claimed" in assumed) == (unit == "client")
 
+    def test_gradients_of_other_records_are_assumed_not_to_change(self, unit: str) -> None:
+        """Whatever the rounding: integers bound a record's own part, floats decide about the rest."""
+        assumed = " ".join(statement_dict(config(unit))["assumptions"])
+        assert ("depends on no other record" in assumed) == (unit == "record")
+        assert "integers alone" not in assumed
+
     def test_no_statement_about_a_round_that_is_void(self, unit: str) -> None:
         with pytest.raises(UnaccountableError):
             statement(config(unit), survivors=5)
