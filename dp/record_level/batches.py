@@ -149,7 +149,7 @@ class RowLayout:
         )
         return map_tensors(pick, outputs)
 
-    def capture_activations_hook(self, module: nn.Module, forward_input: list[Tensor], forward_output: object) -> None:
+    def capture_activations_hook(self, module: nn.Module, forward_input: list[Tensor], forward_output: Any) -> None:
         """Opacus' hook, for layers that see one row per record alone: it takes every row of a layer for a record.
 
         Raises:
