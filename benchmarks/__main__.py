@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, each beside its floor.")
     commands = parser.add_subparsers(required=True, metavar="NAME")
     for benchmark in (
-        speed, sizes, scaling, record_level, client_path, peers, degrees, lattice, utility, heterogeneity, communication,
-        tables,
+        speed, sizes, scaling, record_level, client_path, peers, degrees, lattice, utility, heterogeneity,
+        communication, tables,
     ):  # fmt: skip
         benchmark.add_command(commands)
     options = parser.parse_args(
