@@ -2,9 +2,9 @@
 
 - `--prepare DIR` makes an environment for each project that is not installed beside this package; `--environments DIR`
   uses them.
-- A peer whose rows would take too long at full size runs with fewer coordinates and is scaled up; its rows say so.
-- All in one thread but what a project starts itself; CPU seconds of all threads count.
-- Ratios are theirs over ours. `server_without_verify` leaves out our hashing and checking of signatures.
+- Everything runs at full size, in one thread but for those that a project starts itself; CPU seconds of all count.
+- Ratios are theirs over ours, for the pairs in `BESIDE`. `server_without_verify` leaves out our hashing and checking of
+  signatures. A one-shot round has committee members beside server and clients: `member_s` is the median of theirs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .. import record_level, speed
 from ..harness import add_output_options, best_cpu_seconds, publish, say
 
 MINUTES = 15  # more than any script takes at full size
+MEMBERS = 16
 NOISE_STDDEV = 4096.0
 STEP_REPEAT = 5
 
@@ -76,7 +77,17 @@ PEERS = {
         requirement="opendp==0.16.0",
         what="make_gaussian on int64: exact discrete Gaussian",
     ),
-}  # fmt: skip
+}
+
+NAMES = (*PEERS, "opacus")  # whose step runs in this environment, as `record_level` does
+COMPLETE, SPARSE, SPARSE_16, ONE_SHOT = "complete, 32 bits", "sparse, 32 bits", "sparse, 16 bits", "one-shot"
+BESIDE = {
+    "float_sum": (SPARSE, ONE_SHOT),
+    "flower, complete": (COMPLETE, ONE_SHOT),
+    "flower, sparse": (SPARSE, ONE_SHOT),
+    "tenseal": (SPARSE_16, ONE_SHOT),
+    "declearn": (COMPLETE, ONE_SHOT),
+}
 
 
 def add_command(commands: Any) -> None:
@@ -84,7 +95,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("peers", help="other projects' sums beside ours")
     parser.add_argument("--prepare", type=Path, metavar="DIR", help="only make the environments of the peers there")
     parser.add_argument("--environments", type=Path, metavar="DIR", help="where --prepare made them")
-    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated, of " + ", ".join(PEERS))
+    parser.add_argument("--peers", default=",".join(NAMES), help="comma-separated, of " + ", ".join(NAMES))
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--dimension", type=int, default=1_000_000)
     parser.add_argument("--degree", type=int, default=32, help="neighbours in the sparse graph")
@@ -95,8 +106,8 @@ def add_command(commands: Any) -> None:
 
 def _command(options: argparse.Namespace) -> int:
     names = options.peers.split(",")
-    if not set(names) <= set(PEERS):
-        raise ValueError(f"peers are {', '.join(PEERS)}, got {options.peers}")
+    if not set(names) <= set(NAMES):
+        raise ValueError(f"peers are {', '.join(NAMES)}, got {options.peers}")
     if options.prepare is not None:
         prepare(options.prepare, names)
         return 0
@@ -114,9 +125,8 @@ def _command(options: argparse.Namespace) -> int:
 
 def prepare(folder: Path, names: list[str]) -> None:
     """An environment for each project that is not installed here. One that cannot be installed is named."""
-    for name in names:
-        peer = PEERS[name]
-        if not peer.package or find_spec(peer.package):
+    for name, peer in PEERS.items():
+        if name not in names or not peer.package or find_spec(peer.package):
             continue
         say(f"{name}: installing {peer.requirement}")
         subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
@@ -134,27 +144,31 @@ def measure(
     flower = {"clients": clients, "dropouts": dropouts, "processes": os.cpu_count() or 1, **size}
     rows: dict[str, tuple[str, dict[str, int]]] = {
         "float_sum": ("float_sum", {"clients": survivors, **size}),
-        "flower, complete graph": ("flower", {"degree": clients - 1, **flower}),
-        "flower, sparse graph": ("flower", {"degree": degree, **flower}),
+        "flower, complete": ("flower", {"degree": clients - 1, **flower}),
+        "flower, sparse": ("flower", {"degree": degree, **flower}),
         "tenseal": ("tenseal", {"clients": survivors, **size}),
         "declearn": ("declearn", {"clients": clients, **size}),
     }
     peers = {row: run(peer, shape) for row, (peer, shape) in rows.items() if peer in names}
-    ours = dict(_ours(clients=clients, dimension=dimension, degree=degree, dropouts=dropouts))
+    ours = _ours(clients=clients, dimension=dimension, degree=degree, dropouts=dropouts)
+    ratios = [
+        {"peer": row, "ours": beside, "suite": own["suite"], **_ratio(peers[row], own)}
+        for row in peers
+        if peers[row]["ran"]
+        for beside in BESIDE[row]
+        for own in ours
+        if own["name"] == beside
+    ]
     return {
         "clients": clients,
         "dimension": dimension,
         "dropouts": dropouts,
         "degree": degree,
-        "peers": peers,
+        "peers": [{"name": name, **row} for name, row in peers.items()],
         "ours": ours,
-        "ratios": {
-            name: {ourselves: _ratio(row, own) for ourselves, own in ours.items()}
-            for name, row in peers.items()
-            if row["ran"]
-        },
+        "ratios": ratios,
         "noise": _noise(run, draws=dimension) if "opendp" in names else None,
-        "step": _step() if find_spec("opacus") else None,
+        "step": _step() if "opacus" in names else None,
     }
 
 
@@ -170,42 +184,39 @@ def _run(name: str, shape: dict[str, Any], *, environments: Path | None) -> dict
     say(f"{name}: {json.dumps(shape)}")
     # One thread for numeric libraries: idle ones spin, and would count.
     single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    done = subprocess.run(
-        [python, Path(__file__).parent / f"{peer.script}.py", json.dumps(shape)],
-        capture_output=True, text=True, env=os.environ | single, timeout=60 * MINUTES, check=False,
-    )  # fmt: skip
+    command = [python, str(Path(__file__).parent / f"{peer.script}.py"), json.dumps(shape)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | single, timeout=60 * MINUTES)
+    except subprocess.TimeoutExpired:
+        return {**facts, "reason": f"not done after {MINUTES} minutes"}
     if done.returncode:
         say(done.stderr)
         return {**facts, "reason": (done.stderr.strip().splitlines() or ["it stopped"])[-1]}
     return {**facts, "ran": True, **json.loads(done.stdout)}
 
 
-def _ours(*, clients: int, dimension: int, degree: int, dropouts: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _ours(*, clients: int, dimension: int, degree: int, dropouts: int) -> list[dict[str, Any]]:
     """Both protocols, in both suites; each round is compared with the plain sum."""
-    percent = 100 * dropouts / clients
-    size: dict[str, Any] = {"clients": clients, "dimension": dimension, "dropouts": percent}
+    size: dict[str, Any] = {"clients": clients, "dimension": dimension, "dropouts": 100 * dropouts / clients}
+    rows = []
     for suite in (1, 2):
-        for name, neighbours, bits in (
-            ("complete graph, 32 bits", None, 32),
-            ("sparse graph, 32 bits", degree, 32),
-            ("sparse graph, 16 bits", degree, 16),
-        ):
+        for name, neighbours, bits in ((COMPLETE, None, 32), (SPARSE, degree, 32), (SPARSE_16, degree, 16)):
             facts = speed.measure(**size, degree=neighbours, bits=bits, threads=1, suite=suite)
-            yield f"{name}, suite {suite}", _own(facts)
-        members = min(16, clients)
-        yield (
-            f"one-shot, suite {suite}",
-            _own(speed.measure_one_shot(**size, members=members, bits=32, suite=suite)),
-        )
+            rows.append(_own(name, facts))
+        rows.append(_own(ONE_SHOT, speed.measure_one_shot(**size, members=MEMBERS, bits=32, suite=suite)))
+    return rows
 
 
-def _own(facts: dict[str, Any]) -> dict[str, Any]:
+def _own(name: str, facts: dict[str, Any]) -> dict[str, Any]:
     server = facts["server"]
     return {
+        "name": name,
+        "suite": facts["suite"],
         "bits": facts["bits"],
         "server_s": server["total_s"],
         "server_without_verify_s": server["total_s"] - server["verify_s"],
         "client_s": facts["client"]["total_s"],
+        "member_s": facts["member"]["total_s"] if "member" in facts else None,
         "upload_bytes": facts["upload_bytes"],
     }
 
@@ -234,7 +245,7 @@ def _noise(run: Any, *, draws: int) -> dict[str, Any]:
 
 
 def _step() -> dict[str, Any]:
-    """One DP-SGD step of the multilayer perceptron: Opacus' own with its noise, and ours with one share of noise."""
+    """One DP-SGD step of the multilayer perceptron without noise, Opacus' own and ours, and one share of our noise."""
     say("one DP-SGD step")
     steps = {}
     for variant in ("hooks", "exact"):
@@ -242,6 +253,7 @@ def _step() -> dict[str, Any]:
             steps[variant] = alone.apply(record_level.measure, ("mlp", variant, 64, STEP_REPEAT))
     return {
         "peer": "opacus",
+        "version": version("opacus"),
         "parameters": steps["hooks"]["parameters"],
         "batch": 64,
         "opacus_s": steps["hooks"]["step_s"],
