@@ -50,6 +50,7 @@ def client_path_table(results: Sequence[Facts]) -> list[str]:
     return lines[:-1]
 
 
+PROJECTS = {"float_sum": "NumPy", "flower": "Flower", "tenseal": "TenSEAL", "declearn": "declearn"}
 OURS = {
     "complete, 32 bits": "pairwise, complete graph: masks integers, shares keys, signs, verifies, agrees on survivors",
     "sparse, 32 bits": "pairwise, sparse graph: the same",
@@ -65,7 +66,7 @@ def peers_table(results: Sequence[Facts]) -> list[str]:
         degree = facts["degree"]
         rows = []
         for row in facts["peers"]:
-            name = f"{row['peer']} {row['version']}" if row["ran"] else row["peer"]
+            name = f"{PROJECTS[row['peer']]} {row.get('version', '')}".rstrip()
             shape = f"{row['shape']['clients']}, {row['shape'].get('degree', '')}".rstrip(", ")
             if row["ran"]:
                 numbers = (f"{row['client_s']:.4f}", f"{row['server_s']:.3f}", "", f"{row['upload_bytes'] / 1e6:.3f}")
@@ -112,16 +113,16 @@ def _noise_and_step(facts: Facts) -> list[str]:
     noise, step = facts["noise"], facts["step"]
     if noise is not None:
         peer = noise["peer"]
-        theirs = f"opendp {peer['version']} {peer['seconds']:.3f} s" if peer["ran"] else f"opendp {peer['reason']}"
+        theirs = f"OpenDP {peer['version']} {peer['seconds']:.3f} s" if peer["ran"] else f"OpenDP {peer['reason']}"
         lines += [
-            f"{count(noise['draws'])} draws of standard deviation {noise['stddev']:,.0f}: discrete Gaussian {theirs}, "
+            f"{count(noise['draws'])} draws of standard deviation {noise['stddev']:,.0f}: discrete Gaussian, {theirs}, "
             f"ours {noise['discrete_gaussian_s']:.4f} s; Skellam, ours {noise['skellam_s']:.4f} s.",
             "",
         ]
     if step is not None:
         lines += [
             f"One DP-SGD step of {count(step['parameters'])} parameters, {step['batch']} records, without noise: "
-            f"opacus {step['version']} {step['opacus_s']:.3f} s; ours on its hooks, where every record is rounded and "
+            f"Opacus {step['version']} {step['opacus_s']:.3f} s; ours on its hooks, where every record is rounded and "
             f"checked in integers, {step['ours_s']:.3f} s. One noise share of ours: {step['ours_noise_s']:.4f} s.",
             "",
         ]
