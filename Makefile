@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := torch,data,report,postgres,test
+EXTRAS := torch,data,report,postgres,flower,test
 
 .PHONY: demo test lint types check deep bench clean
 
@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/secagg demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -21,7 +21,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 check: lint types $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m "not slow" --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest -q -n auto -m "not slow" --cov --cov-report=term --cov-fail-under=95
 	$(BIN)/python -m coverage report --fail-under=100 --include="protocols/wire.py,protocols/session.py,protocols/policy.py,dp/ledger*.py"
 
 deep: $(VENV)/.installed

@@ -54,41 +54,40 @@ class Network:
         """Log-odds of each class, float64[n, classes]."""
         inputs = features
         if self.hidden:
-            weights, bias, rest = self._layer(parameters, self.hidden, self.features)
-            inputs, parameters = np.tanh(features @ weights.T + bias), rest
+            weights, bias, parameters = self._layer(parameters, self.hidden, self.features)
+            inputs = np.tanh(features @ weights.T + bias)
         weights, bias, _ = self._layer(parameters, self.classes, inputs.shape[1])
         return inputs @ weights.T + bias
 
     def record_gradients(self, parameters: Floats, features: Floats, labels: NDArray[np.int64]) -> Floats:
         """The cross-entropy gradient of each record, float64[n, d]."""
-        inputs, parts = features, []
-        if self.hidden:
-            weights, bias, rest = self._layer(parameters, self.hidden, self.features)
-            inputs, parameters = np.tanh(features @ weights.T + bias), rest
-        weights, bias, _ = self._layer(parameters, self.classes, inputs.shape[1])
-        errors = _softmax(inputs @ weights.T + bias)
-        errors[np.arange(len(labels)), labels] -= 1
+        inputs, weights, errors = self._errors(parameters, features, labels)
+        parts = [_outer(errors, inputs), errors]
         if self.hidden:
             inner = (errors @ weights) * (1 - inputs**2)
-            parts += [_outer(inner, features), inner]
-        parts += [_outer(errors, inputs), errors]
+            parts = [_outer(inner, features), inner, *parts]
         return np.concatenate(parts, axis=1)
 
     def mean_gradient(self, parameters: Floats, features: Floats, labels: NDArray[np.int64]) -> Floats:
         """The mean of `record_gradients`, without making them."""
-        inputs, parts = features, []
+        inputs, weights, errors = self._errors(parameters, features, labels)
+        errors /= len(labels)
+        parts = [(errors.T @ inputs).ravel(), errors.sum(axis=0)]
         if self.hidden:
-            weights, bias, rest = self._layer(parameters, self.hidden, self.features)
-            inputs, parameters = np.tanh(features @ weights.T + bias), rest
+            inner = (errors @ weights) * (1 - inputs**2)
+            parts = [(inner.T @ features).ravel(), inner.sum(axis=0), *parts]
+        return np.concatenate(parts)
+
+    def _errors(self, parameters: Floats, features: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+        """What enters the last layer, its weights, and by how much its probabilities are off."""
+        inputs = features
+        if self.hidden:
+            weights, bias, parameters = self._layer(parameters, self.hidden, self.features)
+            inputs = np.tanh(features @ weights.T + bias)
         weights, bias, _ = self._layer(parameters, self.classes, inputs.shape[1])
         errors = _softmax(inputs @ weights.T + bias)
         errors[np.arange(len(labels)), labels] -= 1
-        errors /= len(labels)
-        if self.hidden:
-            inner = (errors @ weights) * (1 - inputs**2)
-            parts += [(inner.T @ features).ravel(), inner.sum(axis=0)]
-        parts += [(errors.T @ inputs).ravel(), errors.sum(axis=0)]
-        return np.concatenate(parts)
+        return inputs, weights, errors
 
     @staticmethod
     def _layer(parameters: Floats, outputs: int, inputs: int) -> tuple[Floats, Floats, Floats]:

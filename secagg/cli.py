@@ -82,9 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print one JSON object")
     plan.set_defaults(command=_plan)
 
+    from .attack_command import add_attack_command
     from .audit_command import add_audit_command
     from .ledger_command import add_ledger_command
 
+    add_attack_command(commands)
     add_ledger_command(commands)
     add_audit_command(commands)
     return parser

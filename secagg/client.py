@@ -30,7 +30,7 @@ from protocols import (
     Roster,
     SurvivorsAgreed,
 )
-from protocols.pairwise import round_context
+from protocols.pairwise import OneTimeKeys, round_context
 from protocols.wire import Invitation, decode, message_limit
 
 from .config import AggregationConfig
@@ -52,6 +52,8 @@ class Client:
         history: what it must never forget (`ClientHistory.enrol` once, then `ClientHistory(path)`).
         ledger: its own privacy budget, made with `PrivacyLedger.create(path, budget=config.budget())`; without one, the
             budget lasts as long as this object.
+        inspect: looks at the model of every round that names one, and raises `PolicyRefusal` for a model that this
+            client will not train (`secagg.linter.refuse_planted`).
         rand: source of uniform bytes for keys; noise and rounding use a fresh AES-CTR stream keyed by the operating
             system.
 
@@ -68,6 +70,7 @@ class Client:
         roster: Roster,
         history: HistoryStore,
         ledger: PrivacyLedger | None = None,
+        inspect: Callable[[Arrays], None] | None = None,
         rand: RandomBytes = os.urandom,
     ) -> None:
         self.config = config
@@ -79,6 +82,7 @@ class Client:
         self._identity = identity
         self._roster = roster
         self._history = history
+        self._inspect = inspect
         self._rand = rand
         self._session: PairwiseClient | None = None
         self._seed = b""
@@ -90,21 +94,32 @@ class Client:
         """Where the present round stands."""
         return Phase.READY if self._session is None else self._session.phase
 
-    def begin(self, invitation: bytes, *, model: Arrays | None = None, clip_norm: float | None = None) -> list[Event]:
+    def begin(
+        self,
+        invitation: bytes,
+        *,
+        model: Arrays | bytes | None = None,
+        clip_norm: float | None = None,
+        keys_in_advance: OneTimeKeys | None = None,
+        next_keys: OneTimeKeys | None = None,
+    ) -> list[Event]:
         """Opens a round.
 
         Args:
             invitation: the server's bytes.
             model: the arrays that this round's update starts from, as this client has them; the server must have named
-                the same.
+                the same. Or their digest, from a driver that checks the arrays before it contributes.
             clip_norm: with `AdaptiveClipping`, this round's, as the server announces it with the model; by default the
                 last round's, or the initial one. The server must have opened the round with the same. It decides how
                 far the update is scaled, never how much noise covers it.
+            keys_in_advance: keys whose bundle the server has from an earlier round.
+            next_keys: keys for a later round.
 
         Raises:
             BudgetExceededError: the worst case of this round does not fit the budget any more.
             InconsistentViewError: the server's round differs from this client's configuration, roster or model.
-            PolicyRefusal: the client's policy forbids the round, or no honest course leads to this clip norm.
+            PolicyRefusal: the client's policy forbids the round, `inspect` the model, or no honest course leads to this
+                clip norm.
             MalformedMessageError: the bytes are not an invitation.
         """
         if clip_norm is not None:
@@ -113,8 +128,12 @@ class Client:
             except ValueError as error:
                 raise PolicyRefusal(str(error), client_id=self.client_id) from None
         message = decode(invitation, Invitation, limit=message_limit(self.config.clients))
-        if message.model != self.config.layout.model_digest(model):
+        if message.model != (model if isinstance(model, bytes) else self.config.layout.model_digest(model)):
             raise InconsistentViewError("the server opens the round on another model than this client has")
+        if self._inspect is not None and model is not None:
+            if isinstance(model, bytes):
+                raise ValueError("a client that inspects models needs the arrays, not their digest")
+            self._inspect(model)
         round_config = self.config.round_config(round_id=message.round_id, model=message.model)
         if message.context != round_context(round_config, self._roster):
             raise InconsistentViewError(
@@ -127,6 +146,8 @@ class Client:
             roster=self._roster,
             policy=self.config.policy(),
             history=self._history.history,
+            keys_in_advance=keys_in_advance,
+            next_keys=next_keys,
             rand=self._rand,
         )
         self.abandon()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ from protocols import (
 from protocols.pairwise import round_context
 from protocols.partial import Item, Map, Result
 from protocols.session import DIGEST_BYTES
-from protocols.wire import SERVER, Invitation, encode
+from protocols.wire import SERVER, Invitation, KeyBundle, encode
 
 from .client import agreed_ledger, request_id
 from .config import AggregationConfig
@@ -154,11 +154,19 @@ class Server:
         """Clients whose message of the present phase is missing."""
         return frozenset() if self._session is None else self._session.waiting_for
 
-    def begin(self, model: Arrays | None = None) -> list[SendMessage]:
+    @property
+    def next_bundles(self) -> dict[ClientId, KeyBundle]:
+        """Verified key bundles that clients of the last round sent for the next one: give them to `begin`, once."""
+        return {} if self._session is None else dict(self._session.next_bundles)
+
+    def begin(
+        self, model: Arrays | None = None, *, bundles: Mapping[ClientId, KeyBundle] | None = None
+    ) -> list[SendMessage]:
         """Opens a round.
 
         Args:
             model: the arrays that all updates start from; clients check that they have the same.
+            bundles: `next_bundles` of an earlier round: their owners need not advertise keys.
 
         Returns:
             One invitation for every client on the roster.
@@ -173,7 +181,7 @@ class Server:
             worst = self.config.mechanism.event(survivors=self.config.min_survivors)
             self._reservation = self.ledger.reserve(worst, request_id=request_id(round_id))
         self._seed = self.config.round_seed(round_id=round_id, model=round_config.model)
-        self._session = PairwiseServer(round_config, roster=self._roster, map=self._map)
+        self._session = PairwiseServer(round_config, roster=self._roster, bundles=bundles, map=self._map)
         context = round_context(round_config, self._roster)
         invitation = encode(Invitation(context=context, sender=SERVER, round_id=round_id, model=round_config.model))
         return [SendMessage(to=client, data=invitation) for client in self._roster]

@@ -13,7 +13,7 @@ import pytest
 from protocols.session import CLIENT_TRANSITIONS, SERVER_TRANSITIONS, TransitionTable
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/flower.md")
 PYTHON_BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def test_readme_code_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_between_documents_exist(name: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
-        assert (ROOT / target).exists(), target
+        assert (ROOT / name).parent.joinpath(target).exists(), target
 
 
 def test_tests_named_in_the_architecture_exist() -> None:

@@ -7,5 +7,19 @@ Rules:
 - A weak attack makes a defence look good: each attack adapts to the defence as far as its adversary could, and results
   are compared with what the adversary would guess from public data alone.
 
-Each attack is a module, imported by name; they need the extra `torch`. Nothing in the library imports them.
+| adversary | module | attack |
+|---|---|---|
+| reads one update or an exact sum | `inversion`, `linear` | pictures, by gradient matching or exactly |
+| | `membership` | which of two candidates a client used |
+| | `words`, `inversion.infer_labels` | words typed; labels |
+| plants a model | `imprint`, `trap` | pictures, one bin or one unit each |
+| sends several models | `inconsistency` | a sum that is one client's update |
+| sees several rounds | `rounds` | differencing, disaggregation by participation |
+| has the published model | `final_model` | membership (loss, LiRA), class inversion |
+
+`views` makes views from real rounds, `outcome` and `scoring` judge, `matrix` runs all against all defences (`secagg
+attack all`). The answer of a client that looks at its model is `secagg.linter`.
+
+Each attack is a module, imported by name; they need the extra `torch`. Only the commands `demo` and `attack` import
+them.
 """

@@ -12,12 +12,13 @@ Rules:
 Sources: gradient matching, Zhu, Liu and Han 2019 ("Deep Leakage from Gradients"); cosine objective, signed Adam and
 total variation, Geiping et al. 2020 ("Inverting Gradients"); labels, Zhao, Mopuri and Bilen 2020 ("iDLG").
 
-Example, on your own model and one received update (`before` and `after` are the flat parameters)::
+Example, on your own model and one received update (`sent` and `received` are lists of arrays, as Flower has them)::
 
+    update = [before - after for before, after in zip(sent, received)]
     knowledge = InversionKnowledge(
         model=model, loss=nn.functional.cross_entropy, input_shape=(1, 28, 28), labels=None, images=1
     )
-    found = invert_gradient(before - after, knowledge, rand=os.urandom)
+    found = invert_gradient(update, knowledge, rand=os.urandom)
     print(psnr(private_image, found.images[0]))
 """
 
@@ -31,6 +32,8 @@ from numpy.typing import NDArray
 
 from dp import FloatVector, RandomBytes
 
+from .views import Observed, flat
+
 try:
     import torch
     from torch import Tensor, nn
@@ -41,7 +44,10 @@ Images = NDArray[np.float64]
 
 # Objective below which the gradient is explained up to rounding (float32 gradients end near 1e-15).
 _EXPLAINED = 1e-12
-# Weights of the total variation that are tried in turn, spanning three decades.
+# Total variation in the search itself, by number of the start: without it a smooth network is inverted exactly, but a
+# convolution with ReLU has too many kinks to get past.
+_EARLY_SMOOTHNESS = (0.0, 3e-3, 1e-2)
+# Weights of the total variation that are tried in turn afterwards, spanning three decades.
 _SMOOTHNESS = (3e-4, 3e-3, 3e-2, 3e-1)
 _MAX_PSNR = 100.0
 
@@ -92,19 +98,21 @@ class Reconstruction:
 
 
 def invert_gradient(
-    view: FloatVector, knowledge: InversionKnowledge, *, rand: RandomBytes, restarts: int = 3, iterations: int = 300
+    view: Observed, knowledge: InversionKnowledge, *, rand: RandomBytes, restarts: int = 3, iterations: int = 300
 ) -> Reconstruction:
     """Search for pictures whose gradient points along the view.
 
     Each start is matched by signed Adam (a third of the iterations, which gets past the kinks of ReLU) and polished by
-    LBFGS. The best of them is then smoothed by more and more total variation for as long as its gradient still
+    LBFGS; the first without a prior, the next ones, if it failed, with two weights of total variation in turn. The best
+    of them is then smoothed by more and more total variation for as long as its gradient still
     explains the view as well as noise of the observed size allows (the discrepancy principle), so that the amount of
     smoothing adapts to the defence without knowing the truth.
 
     Small models run several times faster under `torch.set_num_threads(1)`; that choice belongs to the caller.
 
     Args:
-        view: float[p], the gradient or any positive multiple of it, in the order of the model's trainable parameters.
+        view: The gradient or any positive multiple of it: a view, or what was received (see `flat`), p numbers in the
+            order of the model's trainable parameters.
         knowledge: What else the adversary knows.
         rand: Bytes for starting points.
         restarts: Starting points tried; the search ends early when one explains the view exactly.
@@ -120,15 +128,17 @@ def invert_gradient(
     labels = infer_labels(view, knowledge, rand=rand) if knowledge.labels is None else knowledge.labels
     search = _Search(knowledge, labels, target, iterations)
 
+    pictures = len(knowledge.input_shape) > 1
     best_images, best = search.run(search.start(rand), smoothness=0.0)
-    for _ in range(restarts - 1):
+    for number in range(1, restarts):
         if best <= _EXPLAINED:
             break
-        images, objective = search.run(search.start(rand), smoothness=0.0)
+        smoothness = _EARLY_SMOOTHNESS[number % len(_EARLY_SMOOTHNESS)] if pictures else 0.0
+        images, objective = search.run(search.start(rand), smoothness=smoothness)
         if objective < best:
             best_images, best = images, objective
 
-    if best > _EXPLAINED and len(knowledge.input_shape) > 1:
+    if best > _EXPLAINED and pictures:
         # A fit of q pixels to p noisy coordinates hides q/p of the noise energy; the truth would hide none.
         spare = max(target.numel() - best_images.numel(), 0) / target.numel()
         bound = _unexplained(best) / spare if spare else _unexplained(best)
@@ -139,7 +149,7 @@ def invert_gradient(
     return Reconstruction(images=best_images.clamp(0, 1).numpy(), labels=tuple(labels), objective=best)
 
 
-def infer_labels(view: FloatVector, knowledge: InversionKnowledge, *, rand: RandomBytes) -> tuple[int, ...]:
+def infer_labels(view: Observed, knowledge: InversionKnowledge, *, rand: RandomBytes) -> tuple[int, ...]:
     """Guess the classes of the pictures from the gradient of the final bias, under cross-entropy.
 
     For one picture that gradient is `softmax - onehot`, negative at the true class alone (iDLG), whatever the scale.
@@ -303,19 +313,19 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _direction(view: FloatVector, knowledge: InversionKnowledge) -> Tensor:
+def _direction(view: Observed, knowledge: InversionKnowledge) -> Tensor:
     """The view as a unit vector, if it can be the gradient of this model."""
     expected = sum(parameter.numel() for parameter in _trainable(knowledge.model))
-    flat = np.asarray(view, dtype=np.float64)
-    if flat.shape != (expected,):
-        raise ValueError(f"the view has shape {flat.shape}, the model's gradient ({expected},)")
-    if not np.isfinite(flat).all():
-        raise ValueError(f"the view has {np.count_nonzero(~np.isfinite(flat))} coordinates that are not finite")
-    largest = np.abs(flat).max(initial=0.0)
+    vector = flat(view)
+    if vector.shape != (expected,):
+        raise ValueError(f"the view has shape {vector.shape}, the model's gradient ({expected},)")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"the view has {np.count_nonzero(~np.isfinite(vector))} coordinates that are not finite")
+    largest = np.abs(vector).max(initial=0.0)
     if largest == 0:
         raise ValueError("the view is zero everywhere: there is nothing to match")
-    flat = flat / largest
-    return torch.from_numpy(flat / np.linalg.norm(flat))
+    vector = vector / largest
+    return torch.from_numpy(vector / np.linalg.norm(vector))
 
 
 def _uniform(shape: tuple[int, ...], rand: RandomBytes) -> Tensor:

@@ -29,15 +29,16 @@ class Fault:
     targets: tuple[str, ...]
 
 
-def _in(file: str, *faults: tuple[str, str, str, str]) -> Iterator[Fault]:
+def _in(file: str, *faults: tuple[str, str, str, str], folder: str = "protocols") -> Iterator[Fault]:
     """Faults of one file: name, old, new, targets."""
     for name, old, new, targets in faults:
-        yield Fault(name, f"protocols/{file}", old, new, tuple(f"tests/{target}" for target in targets.split()))
+        yield Fault(name, f"{folder}/{file}", old, new, tuple(f"tests/{target}" for target in targets.split()))
 
 
 KEYS, VIEWS, SHARES, HYBRID = (f"adversary/test_{name}.py::Test" for name in ("keys", "views", "shares", "hybrid"))
 POLICY, ERASURE = "adversary/test_policy.py::Test", "conformance/test_sessions.py::TestErasure"
 ROUNDS = "conformance/test_sessions.py::TestMasterProperty"
+SNAPSHOT, FLOWER = "protocols/test_snapshot.py", "flower/test_rounds.py::Test"
 PARTIES, SERVER = "one_shot/test_hostile_parties.py::TestServer", "one_shot/test_hostile_server.py::Test"
 REMOVABLE = "protocols/test_removable.py"
 UNUSABLE = "adversary/test_unusable_keys.py"
@@ -602,5 +603,123 @@ FAULTS = (
             "if",
             "one_shot/test_rounds.py::TestFaults",
         ),
+    ),
+    *_in(
+        "snapshot.py",
+        ("a sealed session lives on", "    session._abort()\n    return sealed", "    return sealed", SNAPSHOT),
+        (
+            "a session that owes a record is sealed",
+            "if session.phase not in AT_REST or session._after_persist is not None or secrets is None:",
+            "if session.phase not in AT_REST or secrets is None:",
+            SNAPSHOT,
+        ),
+        (
+            "a snapshot opens in any context",
+            'associated=_LABEL + what + b"/" + context)\n    return msgspec',
+            'associated=_LABEL + what + b"/a test")\n    return msgspec',
+            SNAPSHOT,
+        ),
+        ("sealed keys stay here", "    one_time.take()\n", "", SNAPSHOT),
+        ("anybody may take a session up", "if roster.get(me) != identity.public:", "if False:", SNAPSHOT),
+    ),
+    *_in(
+        "adapters/flower/node.py",
+        (
+            "a key can be taken twice",
+            "UPDATE sealed SET key = NULL,",
+            "UPDATE sealed SET key = key,",
+            "flower/test_node.py::TestVault",
+        ),
+        (
+            "deleted keys stay in the file",
+            "PRAGMA secure_delete = ON",
+            "PRAGMA secure_delete = OFF",
+            "flower/test_node.py::TestVault",
+        ),
+        ("numbers come again", "PRIMARY KEY AUTOINCREMENT", "PRIMARY KEY", "flower/test_node.py::TestVault"),
+        (
+            "a round that broke off is free",
+            "in unsent else self.ledger.charge",
+            "in unsent else self.ledger.release",
+            FLOWER + "Budget",
+        ),
+        (
+            "a round that broke off is charged in any case",
+            "settle = self.ledger.release if",
+            "settle = self.ledger.charge if",
+            FLOWER + "Budget",
+        ),
+        ("what was left behind is forgotten", "        self._settle_left_behind()\n", "", FLOWER + "Budget"),
+        (
+            "a lost ledger is replaced",
+            "if not path.exists() and not self._history.history.rounds:",
+            "if not path.exists():",
+            "flower/test_node.py::TestEnrolment",
+        ),
+        (
+            "a session goes on under another configuration",
+            "return self.config.digest() + self._owner(number)",
+            "return self._owner(number)",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        folder="secagg",
+    ),
+    *_in(
+        "adapters/flower/mod.py",
+        (
+            "any model is trained",
+            "if client.config.layout.model_digest(arrays) != model:",
+            "if False:",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        (
+            "each client may be told something else",
+            "if instructions_of(message.content) != self._instructions:",
+            "if False:",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        (
+            "the server's terms are not compared",
+            'self._node.agreement.check(field(self._record, "agreement", str))',
+            "pass",
+            "flower/test_hostile.py::TestLyingServer",
+        ),
+        ("errors of the train function are quoted", "with _Unquoted():", "if True:", FLOWER + "Dropouts"),
+        (
+            "unusable values are quoted",
+            "except UnsafeUpdateError as error:",
+            "except ZeroDivisionError as error:",
+            FLOWER + "Dropouts",
+        ),
+        (
+            "a failed round leaves its reservation",
+            "                self._client.leave()\n",
+            "                pass\n",
+            FLOWER + "Budget",
+        ),
+        (
+            "plain messages are trained",
+            'if record is None or message.metadata.message_type.partition(".")[0] != "train":',
+            "if record is None:\n                return call_next(message, context)\n            if False:",
+            FLOWER + "UnmodifiedStrategies",
+        ),
+        folder="secagg",
+    ),
+    *_in(
+        "adapters/flower/grid.py",
+        (
+            "any strategy is taken",
+            "if not isinstance(strategy, FedAvg) or owner not in SUMMING:",
+            "if False:",
+            FLOWER + "UnmodifiedStrategies",
+        ),
+        ("keys in advance serve on", "owner._bundles = {}", "pass", FLOWER + "Dropouts"),
+        (
+            "the update is not added to the model",
+            "array + result.mean[name]",
+            "result.mean[name]",
+            FLOWER + "UnmodifiedStrategies",
+        ),
+        folder="secagg",
     ),
 )

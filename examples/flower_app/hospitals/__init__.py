@@ -1,0 +1,1 @@
+"""Twenty hospitals train a tumour classifier; nobody sees a hospital's update."""
