@@ -9,6 +9,7 @@ import sys
 from protocols import ProtocolError
 
 from . import (
+    client_path,
     communication,
     costs,
     degrees,
@@ -21,6 +22,7 @@ from . import (
     tables,
     utility,
 )
+from .peers import command as peers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements, each beside its floor.")
     commands = parser.add_subparsers(required=True, metavar="NAME")
     for benchmark in (
-        speed, sizes, scaling, record_level, degrees, lattice, utility, heterogeneity, communication, tables, costs,
+        speed, sizes, scaling, record_level, client_path, peers, degrees, lattice, utility, heterogeneity,
+        communication, tables, costs,
     ):  # fmt: skip
         benchmark.add_command(commands)
     options = parser.parse_args(

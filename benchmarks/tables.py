@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .harness import RESULTS, say
+from .markdown import count as _count
+from .markdown import table as _table
+from .side_by_side import client_path_table, peers_table, with_summary
 
 TABLES = Path(__file__).parent / "TABLES.md"
+README = Path(__file__).parent.parent / "README.md"
 Facts = dict[str, Any]  # one file of results
 
 HEAD = """# Measurements
@@ -27,8 +31,10 @@ def add_command(commands: Any) -> None:
 
 
 def _command(_options: argparse.Namespace) -> int:
-    TABLES.write_text(render(load(RESULTS)))
-    say(f"wrote {TABLES}")
+    results = load(RESULTS)
+    TABLES.write_text(render(results))
+    README.write_text(with_summary(README.read_text(), results))
+    say(f"wrote {TABLES} and the measurements in {README}")
     return 0
 
 
@@ -58,6 +64,11 @@ def render(results: Iterable[Facts]) -> str:
         ),
         "benchmarks/communication/1": ("Communication: accuracy against bytes", _communication),
         "benchmarks/record_level/1": ("Record level: one DP-SGD step through Opacus", _record_level),
+        "benchmarks/client_path/1": (
+            "Client path: all that a client computes, beside local training",
+            client_path_table,
+        ),
+        "benchmarks/peers/1": ("Peers: other projects' sums beside ours", peers_table),
         "benchmarks/utility/1": ("Utility: what privacy of a record costs in accuracy", _utility),
     }
     found: dict[str, list[Facts]] = {schema: [] for schema in sections}
@@ -218,16 +229,6 @@ def _machine(environment: Facts) -> str:
         f"{environment['processor']} ({environment['machine']}, {environment['cores']} cores), "
         f"Python {environment['python']}, {packages}, {environment['openssl']}"
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Markdown; all columns but the first are numbers."""
-    alignment = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, alignment, *rows)]
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
 
 
 def _utility(results: Sequence[Facts]) -> list[str]:
