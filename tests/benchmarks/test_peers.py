@@ -91,7 +91,8 @@ def test_committed_results_reach_the_goals() -> None:
             ratio["flower, sparse", "sparse, 32 bits", suite],
         )
         one_shot = ratio["flower, complete", "one-shot", suite]
-        assert complete["server_without_verify"] >= 100  # verification is reported apart
+        # The goal of 100 is reached without our verification, not with it.
+        assert complete["server_without_verify"] >= 100 > complete["server"] >= 80
         assert complete["client"] >= 15
         assert sparse["server"] >= 10
         assert one_shot["server"] >= 200
